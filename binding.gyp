@@ -1,0 +1,30 @@
+{
+  "variables": { "sanitize%": "" },
+  "targets": [
+    {
+      "target_name": "virtvault",
+      "sources": [
+        "native/addon/addon.cc",
+        "native/addon/codec_binding.cc",
+        "native/addon/nbd_binding.cc",
+        "native/addon/system_binding.cc",
+        "native/addon/virt_binding.cc"
+      ],
+      "include_dirs": ["<!@(node -p \"require('node-addon-api').include_dir\")", "native"],
+      "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL", "NODE_ADDON_API_DISABLE_DEPRECATED"],
+      "cflags!": ["-fno-exceptions"],
+      "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17"],
+      "cflags_cc": [
+        "-std=c++20", "-fexceptions", "-frtti", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wno-unused-parameter",
+        "<!@(pkg-config --cflags libnbd libvirt libzstd libcrypto)"
+      ],
+      "libraries": ["<!@(pkg-config --libs libnbd libvirt libzstd libcrypto)"],
+      "conditions": [
+        ["sanitize!=''", {
+          "cflags_cc": ["-fsanitize=<(sanitize)", "-fno-omit-frame-pointer", "-g"],
+          "ldflags": ["-fsanitize=<(sanitize)"]
+        }]
+      ]
+    }
+  ]
+}

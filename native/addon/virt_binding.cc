@@ -1,0 +1,10 @@
+#include "addon/bindings.h"
+
+namespace virtvault {
+
+void initVirt(Napi::Env env, Napi::Object exports) {
+  static_cast<void>(env);
+  static_cast<void>(exports);
+}
+
+}  // namespace virtvault
