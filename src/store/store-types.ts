@@ -1,0 +1,146 @@
+import type { DiskGeometry, TreeRun } from '../model/disk-tree.js'
+import type { PointBlob, PointContents, PointNotes, RecoveryPoint, TreeRoot } from '../model/recovery-point.js'
+
+/**
+ * The store as jobs see it. Jobs import these types only; `cli/wire.ts` opens
+ * the real one.
+ */
+export interface StorePort extends AsyncDisposable {
+  /** 32 lower-case hex characters. */
+  readonly id: string
+  readonly chunkSize: number
+  readonly location: string
+  readonly encrypted: boolean
+
+  readonly points: PointCatalog
+  readonly runs: RunRegistry
+
+  /**
+   * Starts a new recovery point under the lease of `run`. Disposing it without
+   * commit() leaves nothing but garbage for gc.
+   */
+  draft(run: Run): Promise<PointDraft>
+
+  /** Walks a disk tree in disk order. Rejects with E_DAMAGED where a node is missing or wrong. Loads nodes lazily. */
+  walkTree(root: TreeRoot, geometry: DiskGeometry, from?: number): AsyncIterable<TreeRun>
+
+  /** Bytes of the chunks that only one of two trees has, by walking just what differs. */
+  diffTrees(a: TreeSide, b: TreeSide): AsyncIterable<TreeDifference>
+
+  readonly chunks: ChunkSource
+
+  /** Rejects with E_DAMAGED. */
+  readBlob(blob: PointBlob): Promise<Uint8Array>
+}
+
+export interface TreeSide {
+  readonly root: TreeRoot
+  readonly geometry: DiskGeometry
+}
+
+/** Chunks `[first, first + count)` differ. */
+export interface TreeDifference {
+  readonly first: number
+  readonly count: number
+}
+
+export interface ChunkSource {
+  /**
+   * Reads chunks by id into `out`: piece i goes to outSpans (offset, length)
+   * pairs, `ids` has 32 bytes per piece. Every piece is checked against its
+   * id. Reads in pack order, coalesced. Rejects with a DamagedChunksError
+   * (E_DAMAGED) that lists the pieces that could not be had; the others are in place.
+   */
+  read(ids: Uint8Array, out: Uint8Array, outSpans: Uint32Array, signal: AbortSignal): Promise<void>
+}
+
+export interface PointCatalog {
+  /** Newest last, by sequence within a domain. Rejects with E_DAMAGED, E_KEY; never returns a partial list as a whole one. */
+  list(domainUuid?: string): Promise<RecoveryPoint[]>
+  /** Points that are there but cannot be read, with the reason. */
+  unreadable(): Promise<{ readonly file: string; readonly error: Error }[]>
+  /** The newest point of a domain in this store, by sequence. */
+  latest(domainUuid: string): Promise<RecoveryPoint | undefined>
+  get(id: string): Promise<RecoveryPoint | undefined>
+  notes(point: RecoveryPoint): Promise<PointNotes>
+  annotate(point: RecoveryPoint, notes: PointNotes): Promise<void>
+  /** Deletes the point file (the commit), durably. Chunks stay until gc. */
+  remove(point: RecoveryPoint): Promise<void>
+}
+
+/** One run of this program on the store, alive as long as its lease is locked. */
+export interface Run extends AsyncDisposable {
+  readonly id: string
+  /** Durable when it resolves; replaces what was written before. */
+  writeJournal(entry: PullJournal): Promise<void>
+  /** Removes journal and lease. */
+  finish(): Promise<void>
+}
+
+/** What a dead pull leaves for its successor, enough to clean up after it. */
+export interface PullJournal {
+  readonly kind: 'pull'
+  readonly domainUuid: string
+  readonly domainName: string
+  readonly uri: string
+  readonly checkpoint: string
+  readonly baseCheckpoint?: string | undefined
+  readonly socket: string
+  readonly scratch: readonly string[]
+  /** Freezing was under way or done, thawing not. */
+  readonly frozen: boolean
+}
+
+export interface DeadRun {
+  readonly id: string
+  readonly journal: PullJournal | undefined
+  /** Forgets it: removes its files. Call after cleaning up what its journal names. */
+  remove(): Promise<void>
+}
+
+export interface RunRegistry {
+  /** Takes a lease that gc waits for. */
+  begin(kind: string): Promise<Run>
+  /** Runs whose process is gone. `domainUuid` limits it to pulls of one domain. */
+  dead(domainUuid?: string): Promise<DeadRun[]>
+  /** One pull of a domain at a time on this store; rejects with E_LOCKED at once. The lock dies with the process. */
+  lockDomain(domainUuid: string): Promise<AsyncDisposable>
+}
+
+export interface StoredChunks {
+  readonly count: number
+  /** 32 bytes per chunk; zeroes where `zero` is set. */
+  readonly ids: Uint8Array
+  readonly zero: Uint8Array
+  readonly newChunks: number
+  /** Plain bytes of the new ones. */
+  readonly newBytes: number
+  /** What they take in the pack. */
+  readonly storedBytes: number
+}
+
+export interface PointDraft extends AsyncDisposable {
+  /**
+   * Hashes pieces of `bytes` (pairs offset, length in `spans`), asks which are
+   * new, stores those. Several calls may be under way. `bytes` is borrowed
+   * until it settles. Rejects with E_NO_SPACE, E_IO.
+   */
+  storeChunks(bytes: Uint8Array, spans: Uint32Array, signal: AbortSignal): Promise<StoredChunks>
+  storeBlob(name: string, bytes: Uint8Array, path?: string): Promise<PointBlob>
+  /** A tree that starts as `parent` (another size is fine: what lies beyond it is a hole), or as all hole. */
+  tree(geometry: DiskGeometry, parent: TreeSide | undefined): TreeDraft
+  /**
+   * Seals and syncs the packs, updates the index, checks that every pack relied
+   * on is live, and writes the point file: the commit. Rejects with nothing committed.
+   */
+  commit(contents: PointContents): Promise<RecoveryPoint>
+}
+
+/** Changes must come in ascending order of chunk index. */
+export interface TreeDraft {
+  /** `indexes[i]` gets chunk i of `stored`. */
+  putChunks(indexes: Float64Array, stored: StoredChunks): Promise<void>
+  putRun(first: number, count: number, kind: 'hole' | 'zero'): Promise<void>
+  /** The new root; equal to the parent's where nothing changed (then no node was stored). */
+  finish(): Promise<{ readonly root: TreeRoot; readonly newNodes: number; readonly storedBytes: number }>
+}
