@@ -38,3 +38,10 @@ export function throwIfAborted(signal: AbortSignal): void {
   const reason: unknown = signal.reason
   throw reason instanceof BackupError ? reason : new BackupError('E_INTERRUPTED', 'interrupted', { cause: reason })
 }
+
+/** All that `items` yields; for sequences known to be short. */
+export async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = []
+  for await (const item of items) all.push(item)
+  return all
+}

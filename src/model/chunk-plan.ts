@@ -1,0 +1,161 @@
+import { invariant } from '../base/invariant.js'
+import type { DiskGeometry } from './disk-tree.js'
+import type { Extent } from './extent.js'
+
+/** What a pull does with the chunks `[first, first + count)`. */
+export interface PlannedRun {
+  /** `read` from the export, record as `zero` or `hole` unread, or `inherit` from the parent tree. */
+  readonly kind: 'read' | 'zero' | 'hole' | 'inherit'
+  readonly first: number
+  readonly count: number
+}
+
+/**
+ * Turns extents, which must cover the disk in ascending order without gaps,
+ * into runs of whole chunks that cover it the same way.
+ *
+ *     chunk    |0.......|1.......|2.......|3.......|
+ *     dirty     ...##... ........ ######## ........
+ *     zero      ........ ........ ######## ........
+ *     result    read     inherit  zero     inherit
+ *
+ * A chunk with a dirty part is taken whole: the export shows clean parts too.
+ * Dirty and zero is an explicit zero; skipping it would resurrect old bytes.
+ *
+ * `parentSize` is the size of the disk that clean chunks are inherited from. A
+ * chunk cut short by the end of either disk is another chunk than its
+ * namesake, so that one is treated as dirty; what lies beyond the parent is a
+ * hole in the parent's tree, which is what a grown disk shows until written.
+ */
+export async function* planChunks(
+  extents: AsyncIterable<Extent>,
+  geometry: DiskGeometry,
+  parentSize: number | undefined,
+): AsyncGenerator<PlannedRun> {
+  const { size, chunkSize } = geometry
+  const cut = cutChunk(size, parentSize, chunkSize)
+  const runs = new RunMerger()
+  let position = 0
+  let open: ChunkState | undefined
+
+  for await (const extent of extents) {
+    invariant(extent.offset === position && extent.length > 0, 'I6: extents cover the disk without gaps')
+    const end = extent.offset + extent.length
+    invariant(end <= size, 'I6: extents end with the disk')
+
+    while (position < end) {
+      const index = Math.floor(position / chunkSize)
+      const chunkStart = index * chunkSize
+      const chunkEnd = Math.min(chunkStart + chunkSize, size)
+      const whole = Math.floor(end / chunkSize) - index
+      if (open === undefined && position === chunkStart && whole > 0 && !(index <= cut && cut < index + whole)) {
+        yield* runs.add(kindOf({ ...extent }), index, whole)
+        position = (index + whole) * chunkSize
+        continue
+      }
+      open ??= { dirty: index === cut, zero: true, hole: true }
+      open = {
+        dirty: open.dirty || extent.dirty,
+        zero: open.zero && extent.zero,
+        hole: open.hole && extent.zero && extent.hole,
+      }
+      position = Math.min(end, chunkEnd)
+      if (position === chunkEnd) {
+        yield* runs.add(kindOf(open), index, 1)
+        open = undefined
+      }
+    }
+  }
+  invariant(position === size, 'I6: extents cover the whole disk')
+  yield* runs.flush()
+}
+
+interface ChunkState {
+  readonly dirty: boolean
+  readonly zero: boolean
+  readonly hole: boolean
+}
+
+function kindOf(state: ChunkState): PlannedRun['kind'] {
+  if (!state.dirty) return 'inherit'
+  if (!state.zero) return 'read'
+  return state.hole ? 'hole' : 'zero'
+}
+
+/** Index of the chunk that only one of the two disks has in full, or -1. */
+function cutChunk(size: number, parentSize: number | undefined, chunkSize: number): number {
+  if (parentSize === undefined || parentSize === size) return -1
+  const shorter = Math.min(size, parentSize)
+  return shorter % chunkSize === 0 ? -1 : Math.floor(shorter / chunkSize)
+}
+
+/** Joins neighbouring runs of one kind. */
+class RunMerger {
+  #last: PlannedRun | undefined;
+
+  *add(kind: PlannedRun['kind'], first: number, count: number): Generator<PlannedRun> {
+    if (this.#last?.kind === kind) {
+      this.#last = { kind, first: this.#last.first, count: this.#last.count + count }
+      return
+    }
+    yield* this.flush()
+    this.#last = { kind, first, count }
+  }
+
+  *flush(): Generator<PlannedRun> {
+    if (this.#last !== undefined) yield this.#last
+    this.#last = undefined
+  }
+}
+
+/** A handful of chunks to be read with one buffer, and the runs between them, in disk order. */
+export interface PullBatch {
+  readonly items: readonly PlannedRun[]
+  readonly chunks: number
+  readonly bytes: number
+}
+
+/** Limits of one batch: bytes to read, and runs, so that fragmented maps stay small too. */
+export interface BatchLimits {
+  readonly bytes: number
+  readonly items: number
+}
+
+/**
+ * Cuts a plan into batches. `inherit` runs need no work and are left out; read
+ * runs are split so that no batch reads more than `limits.bytes`, which must
+ * hold a chunk.
+ */
+export async function* batchPlan(
+  plan: AsyncIterable<PlannedRun>,
+  geometry: DiskGeometry,
+  limits: BatchLimits,
+): AsyncGenerator<PullBatch> {
+  const perBatch = Math.floor(limits.bytes / geometry.chunkSize)
+  invariant(perBatch > 0, 'a batch holds a chunk')
+  let items: PlannedRun[] = []
+  let chunks = 0
+  let bytes = 0
+
+  for await (const run of plan) {
+    if (run.kind === 'inherit') continue
+    let { first, count } = run
+    while (count > 0) {
+      const take = run.kind === 'read' ? Math.min(count, perBatch - chunks) : count
+      items.push({ kind: run.kind, first, count: take })
+      if (run.kind === 'read') {
+        chunks += take
+        bytes += Math.min((first + take) * geometry.chunkSize, geometry.size) - first * geometry.chunkSize
+      }
+      first += take
+      count -= take
+      if (chunks === perBatch || items.length === limits.items) {
+        yield { items, chunks, bytes }
+        items = []
+        chunks = 0
+        bytes = 0
+      }
+    }
+  }
+  if (items.length > 0) yield { items, chunks, bytes }
+}
