@@ -15,7 +15,10 @@ export interface VirtConnectOptions {
   readonly username?: string | undefined
   readonly passphrase?: string | undefined
   readonly readOnly?: boolean | undefined
-  /** Called on the JavaScript thread for each event; must not throw. */
+  /**
+   * Called on the JavaScript thread for each event; must not throw. An open
+   * connection does not keep Node running, a call under way does.
+   */
   readonly onEvent?: ((event: VirtEvent) => void) | undefined
 }
 
