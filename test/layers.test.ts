@@ -40,7 +40,7 @@ const MAP: ModuleMap = {
     ansis: /^cli\//,
     'cli-progress': /^cli\//,
     'cli-table3': /^cli\//,
-    croner: /^(config|daemon)\//,
+    croner: /^model\/schedule\.ts$/,
     'fast-xml-parser': /^libvirt\/[a-z-]+-xml\.ts$/,
     level: /^store\//,
     'classic-level': /^store\//,

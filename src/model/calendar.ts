@@ -36,7 +36,7 @@ export interface Calendar {
 
 const DAY_MS = 86_400_000
 
-/** Throws E_CONFIG for a zone that this Node does not know. */
+/** Throws E_USAGE for a zone that this Node does not know. */
 export function calendarIn(timeZone: string): Calendar {
   const format = formatterFor(timeZone)
   const localTime = (time: number): LocalTime => readParts(format.formatToParts(time))
@@ -101,7 +101,7 @@ function formatterFor(timeZone: string): Intl.DateTimeFormat {
     formatters.set(timeZone, created)
     return created
   } catch (cause) {
-    throw new BackupError('E_CONFIG', `unknown time zone "${timeZone}"`, {
+    throw new BackupError('E_USAGE', `unknown time zone "${timeZone}"`, {
       cause,
       hints: ['use a name of the IANA database, such as Europe/Berlin or UTC'],
     })

@@ -69,7 +69,7 @@ export const CLOCK_TOLERANCE_MS = 5 * MINUTE_MS
 /** Two neighbouring points further apart than this make `within` ask first: a clock may have jumped. */
 export const CLOCK_JUMP_MS = 366 * DAY_MS
 
-/** Plans for the points of one domain (in one group); `points` in any order. Throws E_CONFIG for an unknown zone. */
+/** Plans for the points of one domain (in one group); `points` in any order. Throws E_USAGE for an unknown zone. */
 export function planRetention<P extends RetainedPoint>(
   points: readonly P[],
   policy: RetentionPolicy,
