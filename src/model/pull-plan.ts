@@ -1,0 +1,158 @@
+import { BackupError, type Warning } from '../base/errors.js'
+import type { DiskSource, DomainRef, RecoveryPoint, SkippedDisk } from './recovery-point.js'
+
+/** A disk of the domain as the pull finds it. */
+export interface SurveyedDisk {
+  readonly target: string
+  readonly size: number
+  readonly source: DiskSource
+  /**
+   * skip: cannot or should not be backed up. full-only: its format keeps no
+   * bitmap, every pull reads all of it. incremental: qcow2 with bitmaps.
+   */
+  readonly ability: 'skip' | 'full-only' | 'incremental'
+  /** Why it is not `incremental`. */
+  readonly reason: string | undefined
+}
+
+export interface PullWish {
+  /** auto: what is possible. full: read everything. incremental: refuse to read a whole disk that had a base. */
+  readonly mode: 'auto' | 'full' | 'incremental'
+  /** Targets to back up; empty for all. */
+  readonly only: readonly string[]
+  readonly except: readonly string[]
+}
+
+/** Whether libvirt still has the checkpoint of the newest point, and for which disks its bitmap is sound. */
+export interface BaseHealth {
+  readonly known: boolean
+  readonly soundDisks: ReadonlySet<string>
+}
+
+export interface PlannedDisk {
+  readonly target: string
+  readonly source: DiskSource
+  /** Checkpoint to start from; undefined reads everything. */
+  readonly base: string | undefined
+  /** Takes part in the new checkpoint. */
+  readonly checkpointed: boolean
+}
+
+export interface PullPlan {
+  readonly disks: readonly PlannedDisk[]
+  readonly skipped: readonly SkippedDisk[]
+  readonly warnings: readonly Warning[]
+}
+
+/**
+ * Decides disk by disk what a pull reads (I7): from the checkpoint named in
+ * the newest recovery point of this store where that is sound, everything
+ * otherwise, with a warning that says why.
+ *
+ * Throws E_NO_DISK where nothing is left to back up, E_NOT_FOUND for a disk
+ * that the domain does not have, E_CHAIN_BROKEN where `incremental` was asked
+ * for and a base is gone.
+ */
+export function planPull(
+  domain: DomainRef,
+  surveyed: readonly SurveyedDisk[],
+  wish: PullWish,
+  latest: RecoveryPoint | undefined,
+  health: BaseHealth,
+): PullPlan {
+  refuseUnknown(domain, surveyed, wish)
+  const disks: PlannedDisk[] = []
+  const skipped: SkippedDisk[] = []
+  const warnings: Warning[] = []
+  const broken: string[] = []
+
+  for (const disk of surveyed) {
+    const left = leftOut(disk, wish)
+    if (left !== undefined) {
+      skipped.push({ target: disk.target, reason: left.reason })
+      if (left.surprising) warnings.push({ code: 'W_DISK_SKIPPED', message: `${disk.target}: ${left.reason}` })
+      continue
+    }
+    const { base, warning } = chooseBase(disk, wish, latest, health)
+    if (warning !== undefined) warnings.push(warning)
+    if (warning?.code === 'W_CHAIN' || warning?.code === 'W_DISK_CHANGED') broken.push(warning.message)
+    disks.push({ target: disk.target, source: disk.source, base, checkpointed: disk.ability === 'incremental' })
+  }
+
+  if (disks.length === 0) {
+    throw new BackupError('E_NO_DISK', `${domain.name} has no disk that can be backed up`, {
+      why: skipped.map(({ target, reason }) => `${target}: ${reason}`).join('; ') || 'it has no disks',
+      hints: ['see its disks:   virsh domblklist --details ' + domain.name],
+    })
+  }
+  if (wish.mode === 'incremental' && broken.length > 0) {
+    throw new BackupError('E_CHAIN_BROKEN', `${domain.name} cannot be pulled incrementally`, {
+      why: broken.join('; '),
+      hints: ['read everything once, storing only what changed:   --mode auto'],
+    })
+  }
+  return { disks, skipped, warnings }
+}
+
+function refuseUnknown(domain: DomainRef, surveyed: readonly SurveyedDisk[], wish: PullWish): void {
+  const known = surveyed.map(disk => disk.target)
+  const unknown = [...wish.only, ...wish.except].filter(target => !known.includes(target))
+  if (unknown.length === 0) return
+  throw new BackupError('E_NOT_FOUND', `${domain.name} has no disk ${unknown.join(', ')}`, {
+    why: known.length === 0 ? 'it has no disks' : `its disks are ${known.join(', ')}`,
+  })
+}
+
+function leftOut(disk: SurveyedDisk, wish: PullWish): { reason: string; surprising: boolean } | undefined {
+  if (wish.only.length > 0 && !wish.only.includes(disk.target)) return { reason: 'not asked for', surprising: false }
+  if (wish.except.includes(disk.target)) return { reason: 'excluded', surprising: false }
+  if (disk.ability !== 'skip') return undefined
+  // Asked for by name, or a disk that people think of as one: a CD-ROM is not.
+  const surprising = wish.only.includes(disk.target) || !/cdrom|floppy|medium/i.test(disk.reason ?? '')
+  return { reason: disk.reason ?? 'cannot be backed up', surprising }
+}
+
+function chooseBase(
+  disk: SurveyedDisk,
+  wish: PullWish,
+  latest: RecoveryPoint | undefined,
+  health: BaseHealth,
+): { base: string | undefined; warning: Warning | undefined } {
+  const full = (code: Warning['code'], why: string) => ({
+    base: undefined,
+    warning: { code, message: `${disk.target}: ${why}: reading everything, storing only what changed` },
+  })
+  const quietFull = { base: undefined, warning: undefined }
+
+  if (latest === undefined || wish.mode === 'full') return quietFull
+  if (disk.ability === 'full-only') {
+    return { base: undefined, warning: { code: 'W_FULL_ONLY', message: `${disk.target}: ${disk.reason ?? ''}` } }
+  }
+  const before = latest.disks.find(({ target }) => target === disk.target)
+  if (before === undefined) return full('W_NEW_DISK', 'new since the last recovery point')
+  const checkpoint = latest.checkpoint
+  // The last pull could not make a checkpoint (it was raw then, say): nothing was lost.
+  if (checkpoint?.disks.includes(disk.target) !== true)
+    return full('W_CHAIN', 'the last recovery point has no checkpoint for it')
+  const change = sourceChange(before.source, disk.source)
+  if (change !== undefined) return full('W_DISK_CHANGED', change)
+  if (!health.known) return full('W_CHAIN', 'its checkpoint is gone from libvirt')
+  if (!health.soundDisks.has(disk.target)) return full('W_CHAIN', 'its dirty bitmap is missing or broken')
+  return { base: checkpoint.name, warning: undefined }
+}
+
+/**
+ * What tells that a target shows another image than before. A clone carries
+ * the bitmaps of its original, so libvirt would not notice. A snapshot made or
+ * committed since is no change: its bitmaps span the chain.
+ */
+function sourceChange(before: DiskSource, now: DiskSource): string | undefined {
+  if (before.format !== now.format) return `its format changed from ${before.format} to ${now.format}`
+  if (before.path === now.path) {
+    const known = before.identity !== undefined && now.identity !== undefined
+    return known && before.identity !== now.identity ? 'its image was replaced' : undefined
+  }
+  const isSnapshot = now.backingFiles?.includes(before.path) === true
+  const isCommit = before.backingFiles?.includes(now.path) === true
+  return isSnapshot || isCommit ? undefined : `its image is now ${now.path}`
+}

@@ -1,0 +1,146 @@
+import t from 'tap'
+
+import { planPull, type PullWish, type SurveyedDisk } from '../../../src/model/pull-plan.js'
+import type { DiskSource, RecoveryPoint } from '../../../src/model/recovery-point.js'
+
+const DOMAIN = { uuid: '7e0b2a52-0000-4000-8000-000000000001', name: 'web01' }
+const AUTO: PullWish = { mode: 'auto', only: [], except: [] }
+
+function source(overrides: Partial<DiskSource> = {}): DiskSource {
+  return { path: '/images/a.qcow2', sourceType: 'file', format: 'qcow2', identity: '1:1', ...overrides }
+}
+
+function disk(target: string, overrides: Partial<SurveyedDisk> = {}): SurveyedDisk {
+  return { target, size: 1 << 20, source: source(), ability: 'incremental', reason: undefined, ...overrides }
+}
+
+function point(targets: readonly string[], before: DiskSource = source()): RecoveryPoint {
+  const statistics = { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0, newNodes: 0 }
+  return {
+    id: '0'.repeat(32),
+    storeId: '1'.repeat(32),
+    sequence: 1,
+    runId: 'r',
+    domain: DOMAIN,
+    time: 0,
+    mode: 'full',
+    consistency: { kind: 'crash' },
+    disks: targets.map(target => ({
+      target,
+      size: 1 << 20,
+      root: { kind: 'hole' },
+      mode: 'full',
+      source: before,
+      statistics,
+    })),
+    skipped: [],
+    blobs: [],
+    checkpoint: { name: 'virtvault-1-2', xml: '', disks: targets },
+    warnings: [],
+    durationMs: 0,
+    tags: [],
+    toolVersion: '0',
+  }
+}
+
+const sound = (...targets: string[]) => ({ known: true, soundDisks: new Set(targets) })
+
+t.test('a sound checkpoint makes every disk incremental, without a warning', async t => {
+  const plan = planPull(DOMAIN, [disk('vda'), disk('vdb')], AUTO, point(['vda', 'vdb']), sound('vda', 'vdb'))
+
+  t.strictSame(
+    plan.disks.map(({ base }) => base),
+    ['virtvault-1-2', 'virtvault-1-2'],
+  )
+  t.strictSame(plan.warnings, [])
+})
+
+t.test('a lost checkpoint makes the pull full, and says so', async t => {
+  const plan = planPull(DOMAIN, [disk('vda')], AUTO, point(['vda']), { known: false, soundDisks: new Set() })
+
+  t.equal(plan.disks[0]?.base, undefined)
+  t.match(plan.warnings, [{ code: 'W_CHAIN', message: /gone from libvirt/ }])
+})
+
+t.test('only the disk with a broken bitmap is read in full', async t => {
+  const plan = planPull(DOMAIN, [disk('vda'), disk('vdb')], AUTO, point(['vda', 'vdb']), sound('vdb'))
+
+  t.strictSame(
+    plan.disks.map(({ base }) => base),
+    [undefined, 'virtvault-1-2'],
+  )
+  t.match(plan.warnings, [{ code: 'W_CHAIN', message: /^vda/ }])
+})
+
+t.test('a new disk is read in full and joins the checkpoint', async t => {
+  const plan = planPull(DOMAIN, [disk('vda'), disk('vdz')], AUTO, point(['vda']), sound('vda'))
+
+  t.match(plan.disks, [{ base: 'virtvault-1-2' }, { base: undefined, checkpointed: true }])
+  t.match(plan.warnings, [{ code: 'W_NEW_DISK' }])
+})
+
+t.test('a raw disk is read in full and stays out of the checkpoint', async t => {
+  const raw = disk('vda', { ability: 'full-only', reason: 'raw keeps no bitmap' })
+
+  const plan = planPull(DOMAIN, [raw], AUTO, undefined, sound())
+
+  t.match(plan.disks, [{ base: undefined, checkpointed: false }])
+})
+
+const CHANGES: readonly (readonly [string, DiskSource, DiskSource, boolean])[] = [
+  ['the same file', source(), source(), false],
+  ['another inode at the same path', source(), source({ identity: '1:2' }), true],
+  ['another format', source(), source({ format: 'raw' }), true],
+  ['another path', source(), source({ path: '/images/b.qcow2', identity: '1:2' }), true],
+  ['a snapshot on top', source(), source({ path: '/images/s', backingFiles: ['/images/a.qcow2'] }), false],
+  ['a snapshot committed', source({ path: '/images/s', backingFiles: ['/images/a.qcow2'] }), source(), false],
+]
+for (const [what, before, now, changed] of CHANGES) {
+  t.test(`${what} ${changed ? 'forces' : 'forces no'} full read`, async t => {
+    const plan = planPull(DOMAIN, [disk('vda', { source: now })], AUTO, point(['vda'], before), sound('vda'))
+
+    t.equal(plan.disks[0]?.base === undefined, changed)
+    t.equal(
+      plan.warnings.some(({ code }) => code === 'W_DISK_CHANGED'),
+      changed,
+    )
+  })
+}
+
+t.test('mode full reads everything and is no degradation', async t => {
+  const plan = planPull(DOMAIN, [disk('vda')], { ...AUTO, mode: 'full' }, point(['vda']), sound('vda'))
+
+  t.equal(plan.disks[0]?.base, undefined)
+  t.strictSame(plan.warnings, [])
+})
+
+t.test('mode incremental refuses a lost base', async t => {
+  t.throws(() => planPull(DOMAIN, [disk('vda')], { ...AUTO, mode: 'incremental' }, point(['vda']), sound()), {
+    code: 'E_CHAIN_BROKEN',
+  })
+})
+
+t.test('a domain whose disks are all skipped is an error that names each reason', async t => {
+  const cdrom = disk('sda', { ability: 'skip', reason: 'cdrom' })
+
+  t.throws(() => planPull(DOMAIN, [cdrom], AUTO, undefined, sound()), { code: 'E_NO_DISK', why: /sda: cdrom/ })
+})
+
+t.test('a disk that does not exist is an error that names those that do', async t => {
+  t.throws(() => planPull(DOMAIN, [disk('vda')], { ...AUTO, only: ['vdx'] }, undefined, sound()), {
+    code: 'E_NOT_FOUND',
+    why: /vda/,
+  })
+})
+
+t.test('excluded disks are recorded, skipped ones of note are warned of', async t => {
+  const shared = disk('vdc', { ability: 'skip', reason: 'shared with other domains' })
+
+  const plan = planPull(DOMAIN, [disk('vda'), disk('vdb'), shared], { ...AUTO, except: ['vdb'] }, undefined, sound())
+
+  t.strictSame(
+    plan.skipped.map(({ target }) => target),
+    ['vdb', 'vdc'],
+  )
+  t.match(plan.warnings, [{ code: 'W_DISK_SKIPPED', message: /^vdc/ }])
+})
