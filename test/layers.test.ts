@@ -29,12 +29,12 @@ const MAP: ModuleMap = {
     config: { may: ['base', 'model'] },
     // 4
     jobs: { may: BELOW_THE_MACHINE, byType: [...LAYER_3, 'config'] },
-    // 5: cli/wire.ts alone constructs
+    // 5: cli/wire.ts alone constructs; the guardian is a process of its own
     commands: { may: ['base', 'model', 'config', 'cli', 'daemon'], byType: [...BELOW_JOBS, 'jobs'] },
     cli: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs', 'daemon'] },
     daemon: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs'] },
   },
-  builders: ['cli/wire.ts'],
+  builders: ['cli/wire.ts', 'cli/guardian-main.ts'],
   packages: {
     '@oclif/core': /^(cli|commands)\//,
     ansis: /^cli\//,

@@ -1,0 +1,53 @@
+/**
+ * The guardian process: connects to libvirt, then waits. Orders come as JSON
+ * lines on standard input; its end without a disarming order means that the
+ * pull is dead, and its traces on the hypervisor are removed.
+ */
+import { createInterface } from 'node:readline'
+
+import { systemClock } from '../base/clock.js'
+import { messageOf } from '../base/errors.js'
+import { cleanUpAfter, type GuardianOrders } from '../libvirt/guardian.js'
+import { native } from '../native/binding.js'
+import type { VirtConnectOptions } from '../native/virt.js'
+
+/** A guest stays frozen no longer than this, even under a pull that is alive but stuck. */
+const FROZEN_LIMIT_MS = 10_000
+
+async function main(): Promise<void> {
+  // The terminal's signals are meant for the pull; the guardian outlives it on purpose.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined)
+  const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
+  const first = await lines.next()
+  if (first.done === true) return
+  const connection = await native().virtConnect(JSON.parse(first.value) as VirtConnectOptions)
+  process.stdout.write('ready\n')
+
+  let orders: GuardianOrders | undefined
+  let thawTimer: NodeJS.Timeout | undefined
+  for (let line = await lines.next(); line.done !== true; line = await lines.next()) {
+    const next = JSON.parse(line.value) as GuardianOrders
+    orders = next
+    clearTimeout(thawTimer)
+    if (!next.frozen) continue
+    thawTimer = setTimeout(() => {
+      connection.fsThaw(next.domainUuid, []).catch((error: unknown) => {
+        process.stderr.write(`virtvault guardian: thaw failed: ${messageOf(error)}\n`)
+      })
+    }, FROZEN_LIMIT_MS)
+  }
+  clearTimeout(thawTimer)
+  if (orders !== undefined) {
+    for (const done of await cleanUpAfter(orders, connection, systemClock)) {
+      process.stderr.write(`virtvault guardian: ${done}\n`)
+    }
+  }
+  await connection.close()
+}
+
+process.stdout.on('error', () => undefined)
+process.stderr.on('error', () => undefined)
+main().catch((error: unknown) => {
+  process.stderr.write(`virtvault guardian: ${messageOf(error)}\n`)
+  process.exitCode = 1
+})

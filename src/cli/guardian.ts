@@ -1,0 +1,49 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
+
+import { BackupError } from '../base/errors.js'
+import type { GuardianPort } from '../jobs/guardian-port.js'
+import type { GuardianOrders } from '../libvirt/guardian.js'
+import type { VirtConnectOptions } from '../native/virt.js'
+
+const READY_TIMEOUT_MS = 10_000
+
+/**
+ * Starts a guardian process, in a process group of its own, and waits until it
+ * is connected. Rejects with E_LIBVIRT_CONNECT when it cannot be made ready.
+ */
+export async function startGuardian(options: VirtConnectOptions): Promise<GuardianPort> {
+  const path = fileURLToPath(new URL('./guardian-main.js', import.meta.url))
+  const child = spawn(process.execPath, [path], { detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
+  // A guardian that is gone must not take the pull with it.
+  child.stdin.on('error', () => undefined)
+  const { uri, username, passphrase } = options
+  child.stdin.write(`${JSON.stringify({ uri, username, passphrase })}\n`)
+
+  const ready = once(child.stdout, 'data').then(() => true)
+  const ended = once(child, 'exit').then(() => false)
+  const late = AbortSignal.timeout(READY_TIMEOUT_MS)
+  const expired = once(late, 'abort').then(() => false)
+  if (!(await Promise.race([ready, ended, expired]))) {
+    child.kill('SIGKILL')
+    throw new BackupError('E_LIBVIRT_CONNECT', 'the guardian that cleans up after a crash did not get ready', {
+      hints: ['try again, or see its message above'],
+    })
+  }
+  child.stdout.destroy()
+
+  let last: GuardianOrders | undefined
+  const send = (orders: GuardianOrders) => {
+    last = orders
+    child.stdin.write(`${JSON.stringify(orders)}\n`)
+  }
+  return {
+    order: send,
+    [Symbol.asyncDispose]: async () => {
+      if (last !== undefined) send({ ...last, disarmed: true })
+      child.stdin.end()
+      await ended
+    },
+  }
+}
