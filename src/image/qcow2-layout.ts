@@ -1,0 +1,189 @@
+/**
+ * The parts of a qcow2 file as bytes. Section names are those of the
+ * specification, docs/interop/qcow2.rst in QEMU's source.
+ */
+import { BackupError } from '../base/errors.js'
+
+/** "QFI\xfb" (section "Header"). */
+const MAGIC = 0x514649fb
+const V2_HEADER_BYTES = 72
+/** v3 with the compression_type field and its padding (section "Additional fields"). */
+const V3_HEADER_BYTES = 112
+/** 16 bit, the only width of v2 and QEMU's default for v3. */
+const REFCOUNT_ORDER = 4
+const REFCOUNT_BYTES = 2
+/** QEMU's limit, section "Header", field size. */
+const MAX_L1_BYTES = 32 << 20
+/** QEMU's limit, section "Host cluster management". */
+const MAX_REFCOUNT_TABLE_BYTES = 8 << 20
+
+/** Bit 63 of L1 and L2 entries: refcount is exactly one. In the high half. */
+const COPIED_HIGH = 0x80000000
+/** Bit 62 of an L2 entry, in the high half. */
+export const COMPRESSED_HIGH = 0x40000000
+/** Bit 0 of a standard cluster descriptor: the cluster reads as zeros. */
+const ZERO_FLAG = 1n
+
+const INCOMPATIBLE_COMPRESSION_TYPE = 1n << 3n
+const INCOMPATIBLE_EXTENDED_L2 = 1n << 4n
+const COMPATIBLE_LAZY_REFCOUNTS = 1n
+
+export interface Qcow2Geometry {
+  readonly size: number
+  readonly clusterSize: number
+  readonly clusterBits: number
+  readonly version: 2 | 3
+  readonly extendedL2: boolean
+  readonly lazyRefcounts: boolean
+  readonly compression: 'none' | 'zlib' | 'zstd'
+  readonly clusters: number
+  readonly l2EntryBytes: number
+  /** Guest clusters that one L2 table maps. */
+  readonly l2Entries: number
+  readonly l1Entries: number
+}
+
+export interface Qcow2Shape {
+  readonly size: number
+  /** 512 bytes to 2 MiB; 64 KiB unless said otherwise. */
+  readonly clusterSize?: number | undefined
+  /** '1.1' (version 3, the default) or '0.10' (version 2). */
+  readonly compat?: string | undefined
+  readonly lazyRefcounts?: boolean | undefined
+  readonly extendedL2?: boolean | undefined
+  /** Store clusters compressed. */
+  readonly compression?: 'none' | 'zlib' | 'zstd' | undefined
+}
+
+/** Rejects (throws E_UNSUPPORTED) what the format or QEMU's limits do not allow. */
+export function qcow2Geometry(shape: Qcow2Shape): Qcow2Geometry {
+  const clusterSize = shape.clusterSize ?? 65536
+  const clusterBits = Math.log2(clusterSize)
+  const version = versionOf(shape.compat ?? '1.1')
+  const extendedL2 = shape.extendedL2 ?? false
+  const lazyRefcounts = shape.lazyRefcounts ?? false
+  const compression = shape.compression ?? 'none'
+  if (!Number.isInteger(clusterBits) || clusterBits < 9 || clusterBits > 21) {
+    throw unsupported(`a cluster size of ${clusterSize}`, 'It is a power of two between 512 B and 2 MiB.')
+  }
+  if (version === 2 && (lazyRefcounts || extendedL2 || compression === 'zstd')) {
+    throw unsupported('lazy refcounts, extended L2 entries or zstd with compat 0.10', 'They need compat 1.1.')
+  }
+  if (extendedL2 && clusterBits < 14) {
+    throw unsupported('extended L2 entries with clusters below 16 KiB', 'Ask for a cluster size of 16 KiB or more.')
+  }
+  // QEMU rounds the size of what it creates up to whole sectors and opens no other.
+  const size = Math.ceil(shape.size / 512) * 512
+  const l2EntryBytes = extendedL2 ? 16 : 8
+  const l2Entries = clusterSize / l2EntryBytes
+  const clusters = Math.ceil(size / clusterSize)
+  const l1Entries = Math.ceil(clusters / l2Entries)
+  if (l1Entries * 8 > MAX_L1_BYTES) {
+    throw unsupported(`a disk of ${size} bytes with clusters of ${clusterSize}`, 'Ask for a larger cluster size.')
+  }
+  return {
+    size,
+    clusterSize,
+    clusterBits,
+    version,
+    extendedL2,
+    lazyRefcounts,
+    compression,
+    clusters,
+    l2EntryBytes,
+    l2Entries,
+    l1Entries,
+  }
+}
+
+function versionOf(compat: string): 2 | 3 {
+  if (compat === '1.1' || compat === 'v3') return 3
+  if (compat === '0.10' || compat === 'v2') return 2
+  throw unsupported(`compat ${compat}`, 'It is 1.1 or 0.10.')
+}
+
+function unsupported(what: string, why: string): BackupError {
+  return new BackupError('E_UNSUPPORTED', `a qcow2 image cannot have ${what}`, { why })
+}
+
+/** Offsets in bytes; all are multiples of the cluster size. */
+export interface Qcow2Places {
+  readonly l1Table: number
+  readonly refcountTable: number
+  readonly refcountTableClusters: number
+}
+
+/** Section "Header". */
+export function encodeHeader(geometry: Qcow2Geometry, places: Qcow2Places): Uint8Array {
+  const isV3 = geometry.version === 3
+  // Zeros behind the header end the list of header extensions.
+  const bytes = new Uint8Array(Math.min(geometry.clusterSize, 4096))
+  const view = new DataView(bytes.buffer)
+  view.setUint32(0, MAGIC)
+  view.setUint32(4, geometry.version)
+  view.setUint32(20, geometry.clusterBits)
+  view.setBigUint64(24, BigInt(geometry.size))
+  view.setUint32(36, geometry.l1Entries)
+  view.setBigUint64(40, BigInt(places.l1Table))
+  view.setBigUint64(48, BigInt(places.refcountTable))
+  view.setUint32(56, places.refcountTableClusters)
+  if (!isV3) return bytes
+  const zstd = geometry.compression === 'zstd'
+  view.setBigUint64(
+    72,
+    (zstd ? INCOMPATIBLE_COMPRESSION_TYPE : 0n) | (geometry.extendedL2 ? INCOMPATIBLE_EXTENDED_L2 : 0n),
+  )
+  view.setBigUint64(80, geometry.lazyRefcounts ? COMPATIBLE_LAZY_REFCOUNTS : 0n)
+  view.setUint32(96, REFCOUNT_ORDER)
+  view.setUint32(100, V3_HEADER_BYTES)
+  view.setUint8(104, zstd ? 1 : 0)
+  return bytes
+}
+
+export const QCOW2_HEADER_BYTES = { v2: V2_HEADER_BYTES, v3: V3_HEADER_BYTES } as const
+
+/** Section "Cluster mapping": an entry of the L1 table, or of an L2 table for a standard cluster. */
+export function putEntry(table: DataView, at: number, offset: number): void {
+  table.setUint32(at, (COPIED_HIGH | Math.floor(offset / 2 ** 32)) >>> 0)
+  table.setUint32(at + 4, offset % 2 ** 32)
+}
+
+/** Section "Extended L2 Entries": all 32 subclusters allocated. */
+export function putAllSubclusters(table: DataView, at: number): void {
+  table.setBigUint64(at + 8, 0xffffffffn)
+}
+
+/** A cluster that reads as zeros and takes no room (version 3). */
+export function putZeroCluster(table: DataView, at: number, extendedL2: boolean): void {
+  if (extendedL2) table.setBigUint64(at + 8, 0xffffffffn << 32n)
+  else table.setBigUint64(at, ZERO_FLAG)
+}
+
+export interface RefcountPlan {
+  readonly blocks: number
+  readonly tableClusters: number
+  /** Clusters of the whole file. */
+  readonly total: number
+}
+
+/** Section "Host cluster management": how many refcount blocks a file of `used` clusters needs when they come after it. */
+export function planRefcounts(geometry: Qcow2Geometry, used: number): RefcountPlan {
+  const perBlock = geometry.clusterSize / REFCOUNT_BYTES
+  const perTableCluster = geometry.clusterSize / 8
+  let blocks = 0
+  let tableClusters = 0
+  // Blocks count themselves and the table: grow until they cover.
+  for (;;) {
+    const total = used + blocks + tableClusters
+    const neededBlocks = Math.ceil(total / perBlock)
+    const neededTable = Math.ceil(neededBlocks / perTableCluster)
+    if (neededBlocks === blocks && neededTable === tableClusters) {
+      if (tableClusters * geometry.clusterSize > MAX_REFCOUNT_TABLE_BYTES) {
+        throw unsupported(`more than ${total} clusters of ${geometry.clusterSize}`, 'Ask for a larger cluster size.')
+      }
+      return { blocks, tableClusters, total }
+    }
+    blocks = neededBlocks
+    tableClusters = neededTable
+  }
+}

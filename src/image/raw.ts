@@ -1,0 +1,76 @@
+import { throwIfAborted } from '../base/async.js'
+import { invariant } from '../base/invariant.js'
+import { ImageFile } from './image-file.js'
+import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter } from './image-writer.js'
+
+/**
+ * A new raw image file: the disk's bytes at their own offsets, holes where
+ * nothing is written. With preallocation every byte is reserved beforehand.
+ */
+export class RawWriter implements ImageWriter {
+  readonly size: number
+  readonly startsZeroed = true
+  readonly #file: ImageFile
+  #dataBytes = 0
+  #broken = false
+
+  private constructor(file: ImageFile, options: ImageFileOptions) {
+    this.size = options.size
+    this.#file = file
+  }
+
+  /** Creates the temporary file. Rejects with E_EXISTS, E_REFUSED, E_NO_SPACE, E_IO. */
+  static async create(options: ImageFileOptions, signal: AbortSignal): Promise<RawWriter> {
+    const file = await ImageFile.create(options)
+    try {
+      if (options.preallocation !== undefined && options.preallocation !== 'off') {
+        await file.reserve(options.size, signal)
+      }
+      await file.truncate(options.size)
+    } catch (error) {
+      await file[Symbol.asyncDispose]()
+      throw error
+    }
+    return new RawWriter(file, options)
+  }
+
+  get name(): string {
+    return this.#file.path
+  }
+
+  async write(pieces: readonly ImagePiece[], bytes: Uint8Array, signal: AbortSignal): Promise<void> {
+    let start = 0
+    try {
+      for (const { offset, length } of pieces) {
+        throwIfAborted(signal)
+        invariant(offset <= this.size && length <= this.size - offset, 'a piece lies beyond the disk')
+        invariant(length <= bytes.length - start, 'image pieces hold more than the bytes given')
+        await this.#file.write(bytes.subarray(start, start + length), offset)
+        start += length
+      }
+      this.#dataBytes += start
+    } catch (error) {
+      this.#broken = true
+      throw error
+    }
+  }
+
+  zero(_offset: number, _length: number, signal: AbortSignal): Promise<void> {
+    throwIfAborted(signal)
+    return Promise.resolve()
+  }
+
+  markDamaged(): Promise<void> {
+    return this.#file.markDamaged()
+  }
+
+  async commit(signal: AbortSignal): Promise<ImageOutcome> {
+    invariant(!this.#broken, 'a raw image is committed after a failed write')
+    throwIfAborted(signal)
+    return { dataBytes: this.#dataBytes, fileBytes: await this.#file.commit() }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file[Symbol.asyncDispose]()
+  }
+}

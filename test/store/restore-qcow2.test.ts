@@ -1,0 +1,252 @@
+import { execFile } from 'node:child_process'
+import { readdirSync, statSync } from 'node:fs'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+
+import fc from 'fast-check'
+import t from 'tap'
+
+import type { ImagePiece } from '../../src/image/image-writer.js'
+import { type Qcow2Options, Qcow2Writer } from '../../src/image/qcow2.js'
+
+const run = promisify(execFile)
+const never = new AbortController().signal
+
+/** What one restore writes: sorted disjoint pieces, in calls of a few pieces each. */
+interface Script {
+  readonly size: number
+  readonly pieces: readonly ImagePiece[]
+  readonly perCall: number
+}
+
+const KIB = 1024
+
+const scripts: fc.Arbitrary<Script> = fc
+  .record({
+    sectors: fc.integer({ min: 1, max: 8192 }),
+    odd: fc.constantFrom(0, 0, 100),
+    cuts: fc.uniqueArray(fc.integer({ min: 0, max: 8192 }), { minLength: 2, maxLength: 24 }),
+    skip: fc.array(fc.boolean(), { minLength: 24, maxLength: 24 }),
+    perCall: fc.integer({ min: 1, max: 6 }),
+  })
+  .map(({ sectors, odd, cuts, skip, perCall }) => {
+    const size = sectors * 512 + odd
+    const ends = [...new Set([0, ...cuts.map(cut => Math.min(cut * 512, size)), size])].sort((a, b) => a - b)
+    const pieces = ends
+      .slice(1)
+      .map((end, i) => ({ offset: ends[i]!, length: end - ends[i]! }))
+      .filter((_, i) => skip[i] !== true)
+    return { size, pieces, perCall }
+  })
+
+const shapes: fc.Arbitrary<Partial<Qcow2Options>> = fc.oneof(
+  fc.record({ clusterSize: fc.integer({ min: 9, max: 21 }).map(bits => 2 ** bits) }),
+  fc.record({ clusterSize: fc.constantFrom(512, 64 * KIB), compat: fc.constant('0.10') }),
+  fc.record({ clusterSize: fc.constantFrom(16 * KIB, 64 * KIB), extendedL2: fc.constant(true) }),
+  fc.record({ clusterSize: fc.constantFrom(4 * KIB, 64 * KIB), lazyRefcounts: fc.constant(true) }),
+  fc.record({ clusterSize: fc.constantFrom(512, 64 * KIB), explicitZeros: fc.constant(true) }),
+  fc.record({
+    clusterSize: fc.constantFrom(512, 64 * KIB, 2048 * KIB),
+    preallocation: fc.constant('metadata' as const),
+  }),
+  fc.record({
+    clusterSize: fc.constantFrom(64 * KIB),
+    extendedL2: fc.boolean(),
+    preallocation: fc.constant('metadata' as const),
+  }),
+)
+
+t.test('any ascending writes give an image that QEMU finds sound and equal to the raw disk', async t => {
+  const folder = await mkdtemp(join(tmpdir(), 'virtvault-qcow2-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  let number = 0
+
+  await fc.assert(
+    fc.asyncProperty(scripts, shapes, async (script, shape) => {
+      const path = join(folder, `${number++}.qcow2`)
+      const expected = await play(script, { ...shape, path, size: script.size })
+      const padded = Buffer.concat([expected, Buffer.alloc(Math.ceil(script.size / 512) * 512 - script.size)])
+      await writeFile(`${path}.raw`, padded)
+
+      await checkSound(path)
+      await run('qemu-img', ['compare', '-f', 'qcow2', '-F', 'raw', path, `${path}.raw`])
+      await rm(path)
+      await rm(`${path}.raw`)
+    }),
+    { numRuns: 80 },
+  )
+})
+
+t.test('an image has the shape that qemu-img would have given it', async t => {
+  const folder = await mkdtemp(join(tmpdir(), 'virtvault-qcow2-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  for (const [name, shape, flags] of [
+    ['plain', {}, 'compat=1.1'],
+    ['old', { compat: '0.10' }, 'compat=0.10'],
+    ['lazy', { lazyRefcounts: true }, 'compat=1.1,lazy_refcounts=on'],
+    ['small', { clusterSize: 512 }, 'cluster_size=512'],
+    ['large', { clusterSize: 2048 * KIB }, 'cluster_size=2M'],
+    ['extended', { extendedL2: true }, 'extended_l2=on'],
+  ] as const) {
+    const ours = join(folder, `${name}.qcow2`)
+    const theirs = join(folder, `${name}-qemu.qcow2`)
+    await play({ size: 4096 * KIB, pieces: [], perCall: 1 }, { ...shape, path: ours, size: 4096 * KIB })
+
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', flags, theirs, '4M'])
+
+    t.same(await shapeOf(ours), await shapeOf(theirs), name)
+  }
+})
+
+t.test('a full image takes no more room than the one qemu-img converts', async t => {
+  const folder = await mkdtemp(join(tmpdir(), 'virtvault-qcow2-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  const size = 48 << 20
+  const path = join(folder, 'ours.qcow2')
+  await play({ size, pieces: [{ offset: 0, length: size }], perCall: 1 }, { path, size })
+
+  await run('qemu-img', ['convert', '-f', 'qcow2', '-O', 'qcow2', path, join(folder, 'theirs.qcow2')])
+
+  const ours = statSync(path)
+  const theirs = statSync(join(folder, 'theirs.qcow2'))
+  t.ok(ours.size <= theirs.size, `${ours.size} <= ${theirs.size}`)
+  t.ok(ours.blocks <= theirs.blocks, `${ours.blocks} <= ${theirs.blocks}`)
+})
+
+t.test('a sparse disk of 16 TiB costs no more than its data', async t => {
+  const folder = await mkdtemp(join(tmpdir(), 'virtvault-qcow2-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  const size = 16 * 2 ** 40
+  const path = join(folder, 'huge.qcow2')
+  const chunk = Buffer.alloc(64 * KIB, 7)
+  const before = process.memoryUsage().arrayBuffers
+
+  {
+    await using image = await Qcow2Writer.create({ path, size }, never)
+    for (let i = 0; i < 256; i++) await image.write([{ offset: i * 2 ** 36, length: chunk.length }], chunk, never)
+    t.ok(process.memoryUsage().arrayBuffers - before < 32 << 20, 'memory stays small')
+    await image.commit(never)
+  }
+
+  t.ok(statSync(path).size < 256 * 2 * 64 * KIB + (4 << 20))
+  await checkSound(path)
+})
+
+t.test('a disk that is mostly written at 16 TiB keeps no finished table in memory', async t => {
+  const folder = await mkdtemp(join(tmpdir(), 'virtvault-qcow2-'))
+  t.teardown(() => rm(folder, { recursive: true }))
+  const path = join(folder, 'tables.qcow2')
+  const one = Buffer.alloc(512, 1)
+  await using image = await Qcow2Writer.create({ path, size: 16 * 2 ** 40 }, never)
+  const before = process.memoryUsage().arrayBuffers
+
+  for (let i = 0; i < 8192; i++) await image.write([{ offset: i * 2 ** 29, length: 512 }], one, never)
+
+  const grown = process.memoryUsage().arrayBuffers - before
+  t.ok(grown < 200 << 20, `512 MiB of tables passed through ${Math.round(grown / 2 ** 20)} MiB`)
+})
+
+t.test('an image that is not committed leaves nothing, not even under another name', async t => {
+  const folder = t.testdir()
+  {
+    await using image = await Qcow2Writer.create({ path: join(folder, 'a.qcow2'), size: 1 << 20 }, never)
+    await image.write([{ offset: 0, length: 5 }], Buffer.from('hello'), never)
+    t.equal(readdirSync(folder).filter(name => !name.startsWith('.a.qcow2.virtvault-')).length, 0)
+  }
+  t.same(readdirSync(folder), [])
+})
+
+t.test('a file that is in the way stays as it is, also when it appears during the restore', async t => {
+  const folder = t.testdir({ 'taken.qcow2': 'mine' })
+  await t.rejects(Qcow2Writer.create({ path: join(folder, 'taken.qcow2'), size: 512 }, never), { code: 'E_EXISTS' })
+
+  const path = join(folder, 'late.qcow2')
+  {
+    await using image = await Qcow2Writer.create({ path, size: 512 }, never)
+    await writeFile(path, 'mine')
+    await t.rejects(image.commit(never), { code: 'E_EXISTS' })
+  }
+
+  t.equal(statSync(path).size, 4)
+  t.same(readdirSync(folder).sort(), ['late.qcow2', 'taken.qcow2'])
+})
+
+t.test('force replaces a file, but not a link or a directory', async t => {
+  const folder = t.testdir({ 'old.qcow2': 'old', link: t.fixture('symlink', 'old.qcow2'), dir: {} })
+  await play({ size: 512, pieces: [], perCall: 1 }, { path: join(folder, 'old.qcow2'), size: 512, force: true })
+  await checkSound(join(folder, 'old.qcow2'))
+
+  for (const name of ['link', 'dir']) {
+    await t.rejects(Qcow2Writer.create({ path: join(folder, name), size: 512, force: true }, never), {
+      code: 'E_REFUSED',
+    })
+  }
+})
+
+t.test('the finished file has the mode asked for, the temporary is for us alone', async t => {
+  const folder = t.testdir()
+  const path = join(folder, 'a.qcow2')
+  {
+    await using image = await Qcow2Writer.create({ path, size: 512, mode: 0o640 }, never)
+    const [temporary] = readdirSync(folder)
+    t.equal(statSync(join(folder, temporary!)).mode & 0o777, 0o600)
+    await image.commit(never)
+  }
+  t.equal(statSync(path).mode & 0o777, 0o640)
+})
+
+t.test('shapes that QEMU could not open are refused', async t => {
+  const path = join(t.testdir(), 'a.qcow2')
+  for (const shape of [
+    { clusterSize: 256 },
+    { clusterSize: 65537 },
+    { clusterSize: 4096 * KIB },
+    { compat: '0.9' },
+    { compat: '0.10', lazyRefcounts: true },
+    { compat: '0.10', explicitZeros: true },
+    { clusterSize: 8 * KIB, extendedL2: true },
+    { clusterSize: 512, size: 2 ** 40 },
+  ]) {
+    await t.rejects(Qcow2Writer.create({ path, size: 512, ...shape }, never), { code: 'E_UNSUPPORTED' })
+  }
+})
+
+async function play(script: Script, options: Qcow2Options): Promise<Buffer> {
+  const disk = Buffer.alloc(script.size)
+  await using image = await Qcow2Writer.create(options, never)
+  let at = 0
+  for (let i = 0; i < script.pieces.length; i += script.perCall) {
+    const pieces = script.pieces.slice(i, i + script.perCall)
+    const first = pieces[0]!.offset
+    if (first > at) await image.zero(at, first - at, never)
+    const bytes = Buffer.concat(pieces.map(piece => pattern(piece)))
+    let start = 0
+    for (const { offset, length } of pieces) {
+      bytes.copy(disk, offset, start, start + length)
+      start += length
+    }
+    await image.write(pieces, bytes, never)
+    at = pieces.at(-1)!.offset + pieces.at(-1)!.length
+  }
+  if (at < script.size) await image.zero(at, script.size - at, never)
+  await image.commit(never)
+  return disk
+}
+
+function pattern(piece: ImagePiece): Buffer {
+  const bytes = Buffer.alloc(piece.length)
+  for (let i = 0; i < bytes.length; i++) bytes[i] = ((piece.offset + i) * 2654435761) >>> 11
+  return bytes
+}
+
+async function checkSound(path: string): Promise<void> {
+  await run('qemu-img', ['check', '-q', '-f', 'qcow2', path])
+}
+
+async function shapeOf(path: string): Promise<unknown> {
+  const { stdout } = await run('qemu-img', ['info', '--output=json', path])
+  const info = JSON.parse(stdout) as Record<string, unknown>
+  return [info['virtual-size'], info['cluster-size'], info['format-specific'], info['dirty-flag']]
+}
