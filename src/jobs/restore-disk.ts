@@ -1,0 +1,163 @@
+import { throwIfAborted } from '../base/async.js'
+import { invariant } from '../base/invariant.js'
+import type { ImagePiece, ImageWriter } from '../image/image-writer.js'
+import { chunkCount, chunkLength, type DiskGeometry, type TreeRun } from '../model/disk-tree.js'
+import type { TreeRoot } from '../model/recovery-point.js'
+import type { StorePort } from '../store/store-types.js'
+import { asChunkDamage, asTreeDamage } from './restore-damage.js'
+import { cutWindows, type RestoreWindow } from './restore-windows.js'
+
+/** Bytes of one window: large enough for one big read of the packs and one big write of the image. */
+const WINDOW_BYTES = 8 << 20
+/** Pieces of one window. */
+const WINDOW_ITEMS = 4096
+/** Windows that are read and decoded while an earlier one is written. */
+const READ_AHEAD = 3
+
+export type RestoreSource = Pick<StorePort, 'walkTree' | 'chunks'>
+
+export interface DiskRestore {
+  readonly store: RestoreSource
+  readonly root: TreeRoot
+  readonly geometry: DiskGeometry
+  readonly image: ImageWriter
+  /** stop: reject with what was thrown. keep: write zeros for what is lost and go on. */
+  readonly onDamage: 'stop' | 'keep'
+  /** Told each lost range before anything else is done about it. Ascending, disjoint. */
+  onLost(range: ImagePiece): void
+  /** Told how far the disk is: bytes of the disk passed, bytes of data written. */
+  onProgress(passed: number, written: number): void
+}
+
+/**
+ * Copies one disk tree into an image: reads and decodes windows ahead, writes
+ * them in disk order. Does not commit. Rejects on the first failure, after
+ * all that is under way has settled, so that no buffer is in use any more.
+ * E_DAMAGED has been told to onLost before.
+ */
+export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Promise<void> {
+  const { geometry, image } = restore
+  const limits = { bytes: Math.max(WINDOW_BYTES, geometry.chunkSize), items: WINDOW_ITEMS, zeros: !image.startsZeroed }
+  const free = new BufferStack(limits.bytes, READ_AHEAD + 1)
+  const underWay: { readonly window: RestoreWindow; readonly buffer: Uint8Array; readonly read: Promise<void> }[] = []
+  let written = 0
+
+  const writeOldest = async () => {
+    const oldest = underWay[0]
+    if (oldest === undefined) return
+    await oldest.read
+    await writeWindow(image, oldest, signal)
+    underWay.shift()
+    free.give(oldest.buffer)
+    written += oldest.window.bytes
+    restore.onProgress(oldest.window.end, written)
+  }
+
+  try {
+    for await (const window of cutWindows(walkAll(restore), geometry, limits)) {
+      throwIfAborted(signal)
+      if (underWay.length > READ_AHEAD) await writeOldest()
+      const buffer = free.take()
+      const read = readWindow(restore, { window, buffer }, signal)
+      // Awaited in order above; until then a failure must not count as unhandled.
+      read.catch(() => undefined)
+      underWay.push({ window, buffer, read })
+    }
+    while (underWay.length > 0) await writeOldest()
+  } finally {
+    await Promise.allSettled(underWay.map(({ read }) => read))
+  }
+}
+
+async function writeWindow(
+  image: ImageWriter,
+  loaded: { readonly window: RestoreWindow; readonly buffer: Uint8Array },
+  signal: AbortSignal,
+): Promise<void> {
+  for (const step of loaded.window.steps) {
+    if (step.kind === 'zero') await image.zero(step.offset, step.length, signal)
+    else await image.write(step.pieces, loaded.buffer.subarray(step.start, step.start + step.length), signal)
+  }
+}
+
+/** Fills the buffer with the window's chunks; what is lost is told, and zero where the restore goes on. */
+async function readWindow(
+  restore: DiskRestore,
+  place: { readonly window: RestoreWindow; readonly buffer: Uint8Array },
+  signal: AbortSignal,
+): Promise<void> {
+  const { window, buffer } = place
+  if (window.chunks.length === 0) return
+  try {
+    await restore.store.chunks.read(window.ids, buffer.subarray(0, window.bytes), window.spans, signal)
+  } catch (error) {
+    const damage = asChunkDamage(error)
+    if (damage === undefined) throw error
+    for (const piece of damage) {
+      const chunk = window.chunks[piece]
+      const start = window.spans[piece * 2]
+      const length = window.spans[piece * 2 + 1]
+      invariant(
+        chunk !== undefined && start !== undefined && length !== undefined,
+        'a damaged piece was never asked for',
+      )
+      restore.onLost({ offset: chunk * restore.geometry.chunkSize, length })
+      buffer.fill(0, start, start + length)
+    }
+    if (restore.onDamage === 'stop') throw error
+  }
+}
+
+/** The runs of the whole disk. Where nodes of the tree are lost, what they cover is told and reads as zeros. */
+async function* walkAll(restore: DiskRestore): AsyncGenerator<TreeRun> {
+  const { store, root, geometry } = restore
+  const count = chunkCount(geometry)
+  let next = 0
+  while (next < count) {
+    try {
+      for await (const run of store.walkTree(root, geometry, next)) {
+        yield run
+        next = run.first + run.count
+      }
+      return
+    } catch (error) {
+      const damage = asTreeDamage(error)
+      if (damage === undefined) throw error
+      const lost = { first: next, count: Math.max(1, Math.min(count, damage.end ?? count) - next) }
+      restore.onLost(byteRange(geometry, lost))
+      if (restore.onDamage === 'stop') throw error
+      yield { kind: 'zero', ...lost }
+      next += lost.count
+    }
+  }
+}
+
+function byteRange(geometry: DiskGeometry, chunks: { readonly first: number; readonly count: number }): ImagePiece {
+  const last = chunks.first + chunks.count - 1
+  const offset = chunks.first * geometry.chunkSize
+  return { offset, length: last * geometry.chunkSize + chunkLength(geometry, last) - offset }
+}
+
+/** Buffers of one disk, made when first needed and used again and again. */
+class BufferStack {
+  readonly #size: number
+  readonly #free: Uint8Array[] = []
+  #unmade: number
+
+  constructor(size: number, limit: number) {
+    this.#size = size
+    this.#unmade = limit
+  }
+
+  take(): Uint8Array {
+    const free = this.#free.pop()
+    if (free !== undefined) return free
+    invariant(this.#unmade > 0, 'more windows under way than buffers')
+    this.#unmade--
+    return new Uint8Array(this.#size)
+  }
+
+  give(buffer: Uint8Array): void {
+    this.#free.push(buffer)
+  }
+}

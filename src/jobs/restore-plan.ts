@@ -1,0 +1,186 @@
+import { join } from 'node:path'
+
+import { BackupError } from '../base/errors.js'
+import type { ImageSpec } from '../image/image-factory.js'
+import type { FileOwner, ImageFormat, Preallocation } from '../image/image-writer.js'
+import type { DiskSource, PointBlob, PointDisk, RecoveryPoint } from '../model/recovery-point.js'
+import { pointName } from './restore-damage.js'
+import { fileNames } from './restore-names.js'
+
+/** Where the disks of a point go. */
+export type RestoreDestination =
+  | ({ readonly kind: 'directory' } & DirectoryDestination)
+  /** Existing block devices or NBD exports, by disk target. */
+  | { readonly kind: 'places'; readonly places: ReadonlyMap<string, ExistingPlace> }
+  /** One disk, raw, on standard output. */
+  | { readonly kind: 'stream' }
+
+export interface DirectoryDestination {
+  readonly path: string
+  readonly format: ImageFormat
+  readonly preallocation?: Preallocation | undefined
+  readonly owner?: FileOwner | undefined
+  readonly mode?: number | undefined
+  /** Properties of qcow2 images; what is undefined is as in the original disk. */
+  readonly qcow2?: {
+    readonly clusterSize?: number | undefined
+    readonly compat?: string | undefined
+    readonly lazyRefcounts?: boolean | undefined
+    readonly extendedL2?: boolean | undefined
+    readonly compression?: 'none' | 'zlib' | 'zstd' | undefined
+  }
+}
+
+export type ExistingPlace =
+  | { readonly kind: 'device'; readonly path: string }
+  | { readonly kind: 'export'; readonly uri: string }
+
+export interface RestoreRequest {
+  readonly point: RecoveryPoint
+  /** Disk targets; all of the point unless given. */
+  readonly disks?: readonly string[] | undefined
+  readonly destination: RestoreDestination
+  /** Replace files, overwrite devices that hold something. */
+  readonly force?: boolean | undefined
+  /** stop: nothing appears. keep: an image marked as damaged and a map of what is lost. */
+  readonly onDamage: 'stop' | 'keep'
+}
+
+export interface PlannedDisk {
+  readonly disk: PointDisk
+  readonly spec: ImageSpec
+  /** What the user should know about this disk, one sentence each. */
+  readonly notes: readonly string[]
+}
+
+export interface PlannedFile {
+  readonly blob: PointBlob
+  readonly path: string
+}
+
+export interface RestorePlan {
+  readonly point: RecoveryPoint
+  readonly disks: readonly PlannedDisk[]
+  /** Domain XML, NVRAM and the like, beside the images. */
+  readonly files: readonly PlannedFile[]
+  readonly onDamage: 'stop' | 'keep'
+  readonly force: boolean
+}
+
+/**
+ * Says what a restore will write, and touches nothing. Throws E_NO_DISK for a
+ * disk that the point has not, E_USAGE for a destination that does not fit.
+ */
+export function planRestore(request: RestoreRequest): RestorePlan {
+  const { point, destination } = request
+  const force = request.force === true
+  const disks = chooseDisks(point, request.disks)
+  const specs = specsOf(disks, { point, destination, force })
+  return {
+    point,
+    disks: disks.map((disk, i) => ({ disk, spec: at(specs, i), notes: notesOn(disk) })),
+    files: destination.kind === 'directory' ? planFiles(point, destination.path) : [],
+    onDamage: request.onDamage,
+    force,
+  }
+}
+
+function chooseDisks(point: RecoveryPoint, wanted: readonly string[] | undefined): readonly PointDisk[] {
+  const missing = wanted?.find(target => !point.disks.some(disk => disk.target === target))
+  if (missing !== undefined) {
+    const skipped = point.skipped.find(disk => disk.target === missing)
+    throw new BackupError('E_NO_DISK', `${pointName(point)} has no disk ${missing}`, {
+      why: skipped === undefined ? undefined : `It was not backed up: ${skipped.reason}`,
+      hints: [`Disks of this point: ${point.disks.map(disk => disk.target).join(', ')}`],
+    })
+  }
+  return wanted === undefined ? point.disks : point.disks.filter(disk => wanted.includes(disk.target))
+}
+
+interface Where {
+  readonly point: RecoveryPoint
+  readonly destination: RestoreDestination
+  readonly force: boolean
+}
+
+function specsOf(disks: readonly PointDisk[], { point, destination, force }: Where): readonly ImageSpec[] {
+  switch (destination.kind) {
+    case 'directory': {
+      const names = fileNames(
+        disks.map(disk => disk.target),
+        'disk',
+      )
+      return disks.map((disk, i) => fileSpec(disk, at(names, i), { ...destination, force }))
+    }
+    case 'places':
+      return disks.map(disk => placeSpec(point, disk, { places: destination.places, force }))
+    case 'stream':
+      if (disks.length === 1) return disks.map(({ size }) => ({ kind: 'stream', size }))
+      throw new BackupError('E_USAGE', `standard output takes one disk, ${pointName(point)} has ${disks.length}`, {
+        hints: ['Choose one with --disk.'],
+      })
+  }
+}
+
+function fileSpec(disk: PointDisk, name: string, to: DirectoryDestination & { readonly force: boolean }): ImageSpec {
+  const { size, source } = disk
+  const { force, preallocation, owner, mode, qcow2 } = to
+  const file = { path: join(to.path, `${name}.${to.format}`), size, force, preallocation, owner, mode }
+  if (to.format === 'raw') return { kind: 'raw', ...file }
+  const original: Partial<DiskSource> = source.format === 'qcow2' ? source : {}
+  return {
+    kind: 'qcow2',
+    ...file,
+    clusterSize: qcow2?.clusterSize ?? original.clusterSize,
+    compat: qcow2?.compat ?? original.compat,
+    lazyRefcounts: qcow2?.lazyRefcounts ?? original.lazyRefcounts,
+    extendedL2: qcow2?.extendedL2 ?? original.extendedL2,
+    compression: qcow2?.compression,
+  }
+}
+
+function placeSpec(
+  point: RecoveryPoint,
+  { target, size }: PointDisk,
+  to: { readonly places: ReadonlyMap<string, ExistingPlace>; readonly force: boolean },
+): ImageSpec {
+  const place = to.places.get(target)
+  if (place === undefined) {
+    throw new BackupError('E_USAGE', `no place was given for disk ${target} of ${pointName(point)}`, {
+      hints: ['Give one, or leave the disk out by naming the others with --disk.'],
+    })
+  }
+  return place.kind === 'device' ? { ...place, size, force: to.force } : { ...place, size }
+}
+
+/** `web01.xml` is the domain's persistent definition, or the live one where it has none. */
+function planFiles(point: RecoveryPoint, directory: string): readonly PlannedFile[] {
+  const [domain = 'domain'] = fileNames([point.domain.name], 'domain')
+  const labels = fileNames(
+    point.blobs.map(blob => blob.name.replace(/^domain-/, '')),
+    'file',
+  )
+  const hasInactive = point.blobs.some(blob => blob.name === 'domain-inactive.xml')
+  return point.blobs.map((blob, i) => {
+    const isDefinition = blob.name === 'domain-inactive.xml' || (blob.name === 'domain-live.xml' && !hasInactive)
+    const name = isDefinition ? `${domain}.xml` : `${domain}.${at(labels, i)}`
+    return { blob, path: join(directory, name) }
+  })
+}
+
+function notesOn({ source, size }: PointDisk): readonly string[] {
+  const notes: string[] = []
+  if (source.encryption !== undefined) {
+    notes.push(`The original was encrypted (${source.encryption}); the restored image holds plain data.`)
+  }
+  if (source.dataFile !== undefined)
+    notes.push('The original kept its data in a separate file; the image holds it itself.')
+  if (size % 512 !== 0) notes.push('The size is no multiple of 512 bytes; a qcow2 image is rounded up.')
+  return notes
+}
+
+function at<T>(list: readonly T[], index: number): T {
+  const item = list[index]
+  if (item === undefined) throw new RangeError(`bug: no item ${index}`)
+  return item
+}
