@@ -1,7 +1,8 @@
 /**
  * Hashing, compression, encryption and record framing, on the libuv pool. All
  * buffers are borrowed until the promise settles: the caller must not touch
- * them before.
+ * them before. A wrong argument is a bug: each function throws a TypeError that
+ * names it, at once. Buffers handed out are the caller's alone.
  */
 export interface CodecBinding {
   /**
@@ -24,6 +25,14 @@ export interface CodecBinding {
    * a status of its own, and a damaged one leaves its place in `out` zeroed.
    */
   decodeRecords(bytes: Uint8Array, out: Uint8Array, options: DecodeOptions): Promise<Uint8Array>
+
+  /**
+   * Walks records from `offset` of `bytes` (under 4 GiB) while they are whole
+   * and their CRC is right: what rebuilds an index from an unsealed pack. Needs
+   * no key, and so says nothing of tags and ids; nor does it ask that the
+   * record numbers follow one another. Never throws for damage.
+   */
+  scanRecords(bytes: Uint8Array, offset: number): Promise<ScannedRecords>
 
   /** CRC32C (Castagnoli), as in RFC 3720, over `bytes`, continuing from `seed`. Synchronous. */
   crc32c(bytes: Uint8Array, seed?: number): number
@@ -85,6 +94,27 @@ export interface DecodeOptions {
   readonly cipher?: RecordCipher | undefined
   readonly idKey?: Uint8Array | undefined
 }
+
+export interface ScannedRecords {
+  /** Six per record: offset of its header in `bytes`, record number, kind, flags, plain length, stored length. */
+  readonly fields: Uint32Array
+  /** 32 bytes per record. */
+  readonly ids: Uint8Array
+  /** Where the walk stopped: just after the last good record. */
+  readonly end: number
+  /** Why, one of SCAN_STOP. */
+  readonly stop: number
+}
+
+/** Why scanRecords stopped. */
+export const SCAN_STOP = {
+  /** At the end of `bytes`. */
+  end: 0,
+  /** A record begins whose end is not in `bytes`: torn, or more must be read. */
+  torn: 1,
+  /** What is there is no record: no header, or a wrong CRC. */
+  damaged: 2,
+} as const
 
 /** What decodeRecords says of one record. */
 export const RECORD_STATUS = {
