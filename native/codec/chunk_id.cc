@@ -1,0 +1,94 @@
+#include "codec/chunk_id.h"
+
+#include <openssl/core_names.h>
+#include <openssl/crypto.h>
+#include <openssl/err.h>
+#include <openssl/params.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace virtvault {
+namespace {
+
+[[noreturn]] void throwOpenSsl(const char* what) {
+  ERR_clear_error();
+  throw NativeError("E_INTERNAL", std::string("OpenSSL: ") + what + " failed");
+}
+
+// Fetched once for the process and never freed: a fetch per call costs more
+// than hashing a small piece, and at exit OpenSSL frees its own first.
+const EVP_MD* sha256() {
+  static const EVP_MD* const algorithm = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  if (algorithm == nullptr) throwOpenSsl("EVP_MD_fetch");
+  return algorithm;
+}
+
+EVP_MAC* hmac() {
+  static EVP_MAC* const algorithm = EVP_MAC_fetch(nullptr, "HMAC", nullptr);
+  if (algorithm == nullptr) throwOpenSsl("EVP_MAC_fetch");
+  return algorithm;
+}
+
+}  // namespace
+
+SecretKey::SecretKey(Bytes bytes) {
+  if (bytes.size() != kKeyBytes) throw NativeError("E_INTERNAL", "a key must have 32 bytes");
+  std::copy(bytes.begin(), bytes.end(), bytes_.begin());
+}
+
+SecretKey::~SecretKey() { OPENSSL_cleanse(bytes_.data(), bytes_.size()); }
+
+IdHasher::IdHasher(const std::optional<SecretKey>& key) {
+  if (!key) {
+    digest_.reset(EVP_MD_CTX_new());
+    if (!digest_) throwOpenSsl("EVP_MD_CTX_new");
+    return;
+  }
+  mac_.reset(EVP_MAC_CTX_new(hmac()));
+  if (!mac_) throwOpenSsl("EVP_MAC_CTX_new");
+  char name[] = "SHA256";
+  const OSSL_PARAM parameters[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, name, 0),
+                                   OSSL_PARAM_construct_end()};
+  if (EVP_MAC_init(mac_.get(), key->bytes().data(), kKeyBytes, parameters) != 1) throwOpenSsl("EVP_MAC_init");
+}
+
+Id IdHasher::hash(uint8_t kind, Bytes plain) {
+  Id id;
+  if (digest_) {
+    unsigned int length = 0;
+    if (EVP_DigestInit_ex2(digest_.get(), sha256(), nullptr) != 1 || EVP_DigestUpdate(digest_.get(), &kind, 1) != 1 ||
+        EVP_DigestUpdate(digest_.get(), plain.data(), plain.size()) != 1 ||
+        EVP_DigestFinal_ex(digest_.get(), id.data(), &length) != 1 || length != kIdBytes) {
+      throwOpenSsl("SHA-256");
+    }
+    return id;
+  }
+  size_t length = 0;
+  // Without a key, init starts over with the one that is set up.
+  if (EVP_MAC_init(mac_.get(), nullptr, 0, nullptr) != 1 || EVP_MAC_update(mac_.get(), &kind, 1) != 1 ||
+      EVP_MAC_update(mac_.get(), plain.data(), plain.size()) != 1 ||
+      EVP_MAC_final(mac_.get(), id.data(), &length, id.size()) != 1 || length != kIdBytes) {
+    throwOpenSsl("HMAC-SHA-256");
+  }
+  return id;
+}
+
+bool isZero(Bytes bytes) noexcept {
+  constexpr size_t kBlock = 256;
+  const uint8_t* at = bytes.data();
+  size_t left = bytes.size();
+  for (; left >= kBlock; at += kBlock, left -= kBlock) {
+    // Without a branch inside, so that the compiler makes vectors of it.
+    std::array<uint64_t, kBlock / 8> words;
+    std::memcpy(words.data(), at, kBlock);
+    uint64_t any = 0;
+    for (const uint64_t word : words) any |= word;
+    if (any != 0) return false;
+  }
+  return std::all_of(at, at + left, [](uint8_t byte) { return byte == 0; });
+}
+
+}  // namespace virtvault
