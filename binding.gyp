@@ -18,6 +18,8 @@
         "native/codec/record_encoder.cc",
         "native/codec/record_header.cc",
         "native/codec/zstd.cc",
+        "native/system/files.cc",
+        "native/system/process.cc",
         "native/virt/event_loop.cc",
         "native/virt/event_source.cc",
         "native/virt/lane.cc",
