@@ -35,7 +35,7 @@ export interface PlannedDisk {
   /** Checkpoint to start from; undefined reads everything. */
   readonly base: string | undefined
   /** Takes part in the new checkpoint. */
-  readonly checkpointed: boolean
+  readonly tracked: boolean
 }
 
 export interface PullPlan {
@@ -76,7 +76,7 @@ export function planPull(
     const { base, warning } = chooseBase(disk, wish, latest, health)
     if (warning !== undefined) warnings.push(warning)
     if (warning?.code === 'W_CHAIN' || warning?.code === 'W_DISK_CHANGED') broken.push(warning.message)
-    disks.push({ target: disk.target, source: disk.source, base, checkpointed: disk.ability === 'incremental' })
+    disks.push({ target: disk.target, source: disk.source, base, tracked: disk.ability === 'incremental' })
   }
 
   if (disks.length === 0) {

@@ -75,7 +75,7 @@ t.test('only the disk with a broken bitmap is read in full', async t => {
 t.test('a new disk is read in full and joins the checkpoint', async t => {
   const plan = planPull(DOMAIN, [disk('vda'), disk('vdz')], AUTO, point(['vda']), sound('vda'))
 
-  t.match(plan.disks, [{ base: 'virtvault-1-2' }, { base: undefined, checkpointed: true }])
+  t.match(plan.disks, [{ base: 'virtvault-1-2' }, { base: undefined, tracked: true }])
   t.match(plan.warnings, [{ code: 'W_NEW_DISK' }])
 })
 
@@ -84,7 +84,7 @@ t.test('a raw disk is read in full and stays out of the checkpoint', async t => 
 
   const plan = planPull(DOMAIN, [raw], AUTO, undefined, sound())
 
-  t.match(plan.disks, [{ base: undefined, checkpointed: false }])
+  t.match(plan.disks, [{ base: undefined, tracked: false }])
 })
 
 const CHANGES: readonly (readonly [string, DiskSource, DiskSource, boolean])[] = [

@@ -1,0 +1,74 @@
+import type { Clock } from '../base/clock.js'
+import type {
+  BackupStarter,
+  ExportedDisk,
+  FreezePolicy,
+  ScratchLimits,
+  ScratchPlace,
+} from '../libvirt/session-types.js'
+import type { BaseHealth, PullWish, SurveyedDisk } from '../model/pull-plan.js'
+import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import type { NbdAddress } from '../native/nbd.js'
+import type { PullJournal, StorePort } from '../store/store-types.js'
+import type { GuardianPort } from './guardian-port.js'
+import type { Progress } from './progress.js'
+import type { DiskExport } from './pull-disk.js'
+
+/** What a pull needs of the world; `cli/wire.ts` makes it. */
+export interface PullPorts {
+  readonly store: StorePort
+  readonly hypervisor: PullHypervisor
+  /** Rejects with E_NBD, E_NBD_PROTOCOL, E_TIMEOUT. */
+  openExport(address: NbdAddress, disk: ExportedDisk, signal: AbortSignal): Promise<DiskExport & AsyncDisposable>
+  startGuardian(): Promise<GuardianPort>
+  readonly clock: Clock
+  readonly progress: Progress
+  readonly toolVersion: string
+}
+
+/** A file beside the disks that belongs into the recovery point. */
+export interface DomainFile {
+  readonly name: string
+  readonly bytes: Uint8Array
+  readonly path?: string | undefined
+}
+
+export interface DomainSurvey {
+  readonly disks: readonly SurveyedDisk[]
+  readonly files: readonly DomainFile[]
+}
+
+/** Fresh, unique places for one run; made durable in the journal before they are used. */
+export interface RunPlaces {
+  readonly checkpoint: string
+  readonly socket: string
+  /** By disk target. */
+  readonly scratch: ReadonlyMap<string, ScratchPlace>
+}
+
+export interface PullHypervisor extends BackupStarter {
+  readonly uri: string
+  /** Disks with what can be done with them, and the files to keep. Rejects with E_NOT_FOUND, E_DOMAIN_STATE. */
+  survey(domain: DomainRef, signal: AbortSignal): Promise<DomainSurvey>
+  /** Whether `checkpoint` can be built on; redefines it from its stored XML where only libvirt's record of it is lost. */
+  baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth>
+  /** Makes names and the directories that they lie in. `prefix` starts the checkpoint's name. */
+  makePlaces(prefix: string, targets: readonly string[]): Promise<RunPlaces>
+  /** Deletes checkpoints that start with `prefix` but those in `keep`. Returns what could not be deleted, as sentences. */
+  dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly string[]>
+  /**
+   * Undoes what a dead run left: thaws, ends its job, deletes its checkpoint
+   * unless `keepCheckpoint`, removes socket and scratch. What is already gone
+   * is fine; a job of somebody else is left alone.
+   */
+  cleanUpAfter(journal: PullJournal, options: { readonly keepCheckpoint: boolean }): Promise<void>
+}
+
+export interface PullRequest {
+  readonly domain: DomainRef
+  readonly wish: PullWish
+  readonly freeze: FreezePolicy
+  readonly scratchLimits: ScratchLimits
+  readonly tags: readonly string[]
+  readonly comment?: string | undefined
+}
