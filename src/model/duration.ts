@@ -9,11 +9,12 @@ export const DAY_MS = 24 * HOUR_MS
 export const WEEK_MS = 7 * DAY_MS
 export const YEAR_MS = 365 * DAY_MS
 
+/** Rising; of two names for one length the one to write comes last. */
 const UNIT_MS: ReadonlyMap<string, number> = new Map([
   ['ms', 1],
   ['s', SECOND_MS],
-  ['m', MINUTE_MS],
   ['min', MINUTE_MS],
+  ['m', MINUTE_MS],
   ['h', HOUR_MS],
   ['d', DAY_MS],
   ['w', WEEK_MS],
@@ -41,6 +42,12 @@ export function parseDuration(text: string): number {
     })
   }
   return ms
+}
+
+/** Exactly `ms`, in the largest unit that holds it whole, so that `parseDuration` reads the same: `10m`, `30d`, `90s`. */
+export function writeDuration(ms: number): string {
+  const [unit, length] = [...UNIT_MS].findLast(([, length]) => ms % length === 0 && ms >= length) ?? ['ms', 1]
+  return `${ms / length}${unit}`
 }
 
 /** `9s`, `1m21s`, `2h05m`, `3d04h`; below ten seconds with a fraction, `0.11s`, when `ms` is not whole seconds. */

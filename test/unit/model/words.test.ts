@@ -1,7 +1,13 @@
 import fc from 'fast-check'
 import t from 'tap'
 
-import { formatAge, formatCountdown, formatDuration, parseDuration } from '../../../src/model/duration.js'
+import {
+  formatAge,
+  formatCountdown,
+  formatDuration,
+  parseDuration,
+  writeDuration,
+} from '../../../src/model/duration.js'
 import { formatRate, formatSize, parseSize } from '../../../src/model/size.js'
 import { didYouMean, editDistance, suggest } from '../../../src/model/suggest.js'
 
@@ -69,6 +75,11 @@ t.test('durations are read with every unit people write', async t => {
   for (const text of ['', '5', 'h', '-1d', '1d 2', '1x', '1d!', '1 month', `${'9'.repeat(30)}y`]) {
     t.throws(() => parseDuration(text), { code: 'E_USAGE' }, text)
   }
+})
+
+t.test('a duration that is written reads back exactly', async t => {
+  fc.assert(fc.property(fc.nat(), ms => parseDuration(writeDuration(ms)) === ms))
+  t.strictSame([600_000, 90_000, 86_400_000, 1, 0].map(writeDuration), ['10m', '90s', '1d', '1ms', '0ms'])
 })
 
 t.test('durations are shown short', async t => {
