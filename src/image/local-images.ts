@@ -1,12 +1,29 @@
-import { BackupError } from '../base/errors.js'
+import type { Writable } from 'node:stream'
+
+import { BlockDeviceWriter } from './block-device.js'
+import { ExportImage, type WritableExport } from './export-image.js'
 import type { ImageFactory, ImageSpec, SideFile, SideFileSpec } from './image-factory.js'
 import { ImageFile } from './image-file.js'
 import type { ImageWriter } from './image-writer.js'
 import { Qcow2Writer } from './qcow2.js'
 import { RawWriter } from './raw.js'
+import { StreamImage } from './stream-image.js'
+
+/** What images need from elsewhere. */
+export interface ImageParts {
+  /** Where a disk that is restored to standard output goes. */
+  readonly output: Writable
+  openExport(uri: string, signal: AbortSignal): Promise<WritableExport>
+}
 
 /** The real images of this machine. */
 export class LocalImages implements ImageFactory {
+  readonly #parts: ImageParts
+
+  constructor(parts: ImageParts) {
+    this.#parts = parts
+  }
+
   async create(spec: ImageSpec, signal: AbortSignal): Promise<ImageWriter> {
     switch (spec.kind) {
       case 'qcow2':
@@ -14,9 +31,11 @@ export class LocalImages implements ImageFactory {
       case 'raw':
         return await RawWriter.create(spec, signal)
       case 'device':
+        return await BlockDeviceWriter.create(spec, signal)
       case 'export':
+        return await this.#openExport(spec.uri, spec.size, signal)
       case 'stream':
-        throw new BackupError('E_UNSUPPORTED', `restoring to a ${spec.kind} is not supported`)
+        return new StreamImage(this.#parts.output, spec.size)
     }
   }
 
@@ -34,6 +53,16 @@ export class LocalImages implements ImageFactory {
         await file.commit()
       },
       [Symbol.asyncDispose]: () => file[Symbol.asyncDispose](),
+    }
+  }
+
+  async #openExport(uri: string, size: number, signal: AbortSignal): Promise<ImageWriter> {
+    const target = await this.#parts.openExport(uri, signal)
+    try {
+      return new ExportImage(uri, size, target)
+    } catch (error) {
+      await target[Symbol.asyncDispose]()
+      throw error
     }
   }
 }

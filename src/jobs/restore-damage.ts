@@ -1,27 +1,26 @@
-import { BackupError } from '../base/errors.js'
+import { BackupError, errorCodeOf } from '../base/errors.js'
 import type { ImagePiece } from '../image/image-writer.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 
 /** Ranges named in a message; all are in the map file. */
 const RANGES_SHOWN = 8
 
-/** Indexes of the pieces that a store's E_DAMAGED for chunks lists; undefined for any other error. */
+/** Positions of the pieces that a store's E_DAMAGED for chunks lists; undefined for any other error. */
 export function asChunkDamage(error: unknown): readonly number[] | undefined {
   if (!isDamage(error) || !('pieces' in error) || !Array.isArray(error.pieces)) return undefined
   const pieces: unknown[] = error.pieces
-  const indexes = pieces.filter(piece => typeof piece === 'number')
-  return indexes.length > 0 ? indexes : undefined
+  const positions = pieces.flatMap(positionOf)
+  return positions.length > 0 ? positions : undefined
 }
 
-/** Where the chunks below a lost node of a disk tree end, if the error says so; undefined for any other error. */
-export function asTreeDamage(error: unknown): { readonly end: number | undefined } | undefined {
-  if (!isDamage(error)) return undefined
-  const isKnown = 'chunksEnd' in error && typeof error.chunksEnd === 'number'
-  return { end: isKnown ? Number(error.chunksEnd) : undefined }
+function positionOf(piece: unknown): number[] {
+  return typeof piece === 'object' && piece !== null && 'piece' in piece && typeof piece.piece === 'number'
+    ? [piece.piece]
+    : []
 }
 
-function isDamage(error: unknown): error is Error {
-  return error instanceof Error && 'code' in error && error.code === 'E_DAMAGED'
+export function isDamage(error: unknown): error is Error {
+  return errorCodeOf(error) === 'E_DAMAGED'
 }
 
 /** Lost ranges of one disk, kept sorted and merged. */

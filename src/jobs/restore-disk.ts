@@ -1,10 +1,10 @@
 import { throwIfAborted } from '../base/async.js'
 import { invariant } from '../base/invariant.js'
 import type { ImagePiece, ImageWriter } from '../image/image-writer.js'
-import { chunkCount, chunkLength, type DiskGeometry, type TreeRun } from '../model/disk-tree.js'
+import { chunkCount, chunkLength, type DiskGeometry, TREE_FANOUT, type TreeRun } from '../model/disk-tree.js'
 import type { TreeRoot } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
-import { asChunkDamage, asTreeDamage } from './restore-damage.js'
+import { asChunkDamage, isDamage } from './restore-damage.js'
 import { cutWindows, type RestoreWindow } from './restore-windows.js'
 
 /** Bytes of one window: large enough for one big read of the packs and one big write of the image. */
@@ -108,26 +108,35 @@ async function readWindow(
   }
 }
 
-/** The runs of the whole disk. Where nodes of the tree are lost, what they cover is told and reads as zeros. */
+/**
+ * The runs of the whole disk. Where nodes of the tree are lost, what they
+ * cover is told, reads as zeros, and the walk goes on behind it.
+ *
+ * Which node was lost is not said, so it is found out: behind a failure the
+ * walk is tried again at the next leaf node; after as many failures in a row
+ * as a node has children, the node above them must be lost, and steps grow.
+ */
 async function* walkAll(restore: DiskRestore): AsyncGenerator<TreeRun> {
   const { store, root, geometry } = restore
   const count = chunkCount(geometry)
   let next = 0
+  let failuresInRow = 0
   while (next < count) {
     try {
       for await (const run of store.walkTree(root, geometry, next)) {
         yield run
         next = run.first + run.count
+        failuresInRow = 0
       }
       return
     } catch (error) {
-      const damage = asTreeDamage(error)
-      if (damage === undefined) throw error
-      const lost = { first: next, count: Math.max(1, Math.min(count, damage.end ?? count) - next) }
-      restore.onLost(byteRange(geometry, lost))
+      if (!isDamage(error)) throw error
+      const step = TREE_FANOUT ** (1 + Math.floor(failuresInRow++ / TREE_FANOUT))
+      const end = Math.min(count, (Math.floor(next / step) + 1) * step)
+      restore.onLost(byteRange(geometry, { first: next, count: end - next }))
       if (restore.onDamage === 'stop') throw error
-      yield { kind: 'zero', ...lost }
-      next += lost.count
+      yield { kind: 'zero', first: next, count: end - next }
+      next = end
     }
   }
 }

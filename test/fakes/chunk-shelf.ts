@@ -66,7 +66,7 @@ export class ChunkShelf implements Pick<StorePort, 'chunkSize' | 'walkTree' | 'c
     // Runs end at odd places, as node borders would have them.
     for (let at = from; at < count; ) {
       if (lost !== undefined && at >= lost.first && at < lost.end) {
-        throw damaged('a node is missing', { chunksEnd: lost.end })
+        throw damaged('a node is missing', {})
       }
       const isData = ids[at] !== undefined
       const stop = Math.min(count, at + 128, lost !== undefined && at < lost.first ? lost.first : count)
@@ -90,7 +90,7 @@ export class ChunkShelf implements Pick<StorePort, 'chunkSize' | 'walkTree' | 'c
   async #read(ids: Uint8Array, out: Uint8Array, outSpans: Uint32Array, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted()
     this.reads++
-    const pieces: number[] = []
+    const pieces: { readonly piece: number }[] = []
     // Settles later than it was called, so that several are under way at once.
     await new Promise<void>(done => {
       setImmediate(done)
@@ -98,7 +98,7 @@ export class ChunkShelf implements Pick<StorePort, 'chunkSize' | 'walkTree' | 'c
     for (let i = 0; i * 2 < outSpans.length; i++) {
       const chunk = this.#chunks.get(Buffer.from(ids.subarray(i * 32, i * 32 + 32)).toString('hex'))
       const [offset = 0, length = 0] = outSpans.subarray(i * 2, i * 2 + 2)
-      if (chunk?.length !== length) pieces.push(i)
+      if (chunk?.length !== length) pieces.push({ piece: i })
       else out.set(chunk, offset)
     }
     if (pieces.length > 0) throw damaged('chunks are missing', { pieces })

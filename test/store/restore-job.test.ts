@@ -3,6 +3,7 @@ import { readdirSync, readFileSync, statSync } from 'node:fs'
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Writable } from 'node:stream'
 import { promisify } from 'node:util'
 
 import fc from 'fast-check'
@@ -176,6 +177,44 @@ t.test('a lost tree node costs what it covers, and no more', async t => {
   t.same(result.disks[0]?.lost, [{ offset: 128 * 64 * KIB, length: 128 * 64 * KIB }])
 })
 
+t.test('several lost tree nodes, also a high one, cost what they cover', async t => {
+  const path = t.testdir()
+  const shelf = new ChunkShelf(512)
+  const vda = diskOf(128 * 128 * 3 * 512, [[0, 128 * 128 * 3]])
+  const point = pointOf(shelf, { vda })
+  shelf.loseNode(point.disks[0]!.root, 128 * 128, 2 * 128 * 128)
+
+  const result = await restore(shelf, { point, destination: toDirectory(path), onDamage: 'keep' })
+
+  t.same(result.disks[0]?.lost, [{ offset: 128 * 128 * 512, length: 128 * 128 * 512 }])
+})
+
+t.test('one disk goes to standard output whole, zeros included', async t => {
+  const shelf = new ChunkShelf(64 * KIB)
+  const vda = diskOf((3 << 20) + 512, [
+    [128, 10],
+    [4000, 1],
+  ])
+  const point = pointOf(shelf, { vda, vdb: vda })
+  const parts: Buffer[] = []
+  const output = new Writable({
+    highWaterMark: 1,
+    write: (part: Buffer, _encoding, done) => {
+      // The bytes are lent: a slow reader must still get what was there.
+      setImmediate(() => {
+        parts.push(Buffer.from(part))
+        done()
+      })
+    },
+  })
+  const request = { point, destination: { kind: 'stream' }, onDamage: 'stop' } as const
+  t.throws(() => planRestore(request), { code: 'E_USAGE' })
+
+  await jobOn(shelf, SILENT_PROGRESS, localImages(output)).run(planRestore({ ...request, disks: ['vda'] }), never)
+
+  t.ok(Buffer.concat(parts).equals(vda))
+})
+
 t.test('a disk that is not in the point is refused with the reason', async t => {
   const shelf = new ChunkShelf(64 * KIB)
   const point = { ...pointOf(shelf, { vda: diskOf(512, []) }), skipped: [{ target: 'vdb', reason: 'read-only' }] }
@@ -231,7 +270,7 @@ t.test('a full disk is E_NO_SPACE and leaves nothing', { skip: process.getuid?.(
   const point = pointOf(shelf, { vda: diskOf(16 << 20, [[0, 32_768]]) })
 
   for (const format of ['qcow2', 'raw'] as const) {
-    for (const preallocation of ['off'] as const) {
+    for (const preallocation of ['off', 'full'] as const) {
       const destination = { kind: 'directory', path, format, preallocation } as const
       await t.rejects(restore(shelf, { point, destination, onDamage: 'stop' }), { code: 'E_NO_SPACE' })
       t.same(readdirSync(path), [])
@@ -270,8 +309,12 @@ function toDirectory(path: string): RestoreRequest['destination'] {
   return { kind: 'directory', path, format: 'qcow2' }
 }
 
-function jobOn(shelf: ChunkShelf, progress = SILENT_PROGRESS, images: ImageFactory = new LocalImages()): RestoreJob {
+function jobOn(shelf: ChunkShelf, progress = SILENT_PROGRESS, images: ImageFactory = localImages()): RestoreJob {
   return new RestoreJob({ store: shelf, images, progress, clock: systemClock })
+}
+
+function localImages(output: Writable = process.stdout): LocalImages {
+  return new LocalImages({ output, openExport: () => Promise.reject(new Error('no exports here')) })
 }
 
 async function restore(shelf: ChunkShelf, request: RestoreRequest): Promise<RestoreResult> {
