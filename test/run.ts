@@ -40,14 +40,13 @@ function findTests(wanted: readonly string[]): string[] {
     .sort()
   if (wanted.length === 0) return all.filter(path => !ONLY_BY_NAME.includes(path.split('/')[0] ?? ''))
   return wanted.flatMap(want => {
-    const source = resolve(want).endsWith('.ts')
-      ? relative(join(ROOT, 'test'), resolve(want))
-      : relative(TESTS, resolve(want))
-    const file = source.replace(/\.ts$/, '.js')
-    const folder = want.replace(/\/+$/, '').replace(/^test\//, '')
-    const found = all.filter(
-      path => path === file || path.startsWith(`${folder}/`) || basename(path, '.test.js') === folder,
-    )
+    const key = relative(ROOT, resolve(ROOT, want))
+      .replace(/^(dist\/)?(test\/)?/, '')
+      .replace(/\.test\.[jt]s$/, '')
+    const found = all.filter(path => {
+      const stem = path.slice(0, -'.test.js'.length)
+      return stem === key || stem.startsWith(`${key}/`) || basename(stem) === key
+    })
     if (found.length === 0) throw new Error(`no test is named ${want}`)
     return found
   })
@@ -206,4 +205,10 @@ async function main(): Promise<number> {
   return sum.failed > 0 || sum.passed === 0 || (mustRunAll() && sum.skipped > 0) ? 1 : 0
 }
 
-process.exitCode = await main()
+try {
+  process.exitCode = await main()
+} catch (error) {
+  print(error instanceof Error ? error.message : String(error))
+  print('0 passed, 0 failed, 0 skipped')
+  process.exitCode = 1
+}

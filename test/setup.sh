@@ -125,7 +125,12 @@ build_typescript() {
   printf '%s\n' "$sum" >$stamp
 }
 
+build_guest() {
+  bash test/lab/build-guest.sh "${XDG_CACHE_HOME:-$HOME/.cache}/virtvault-lab/guest" </dev/null
+}
+
 install_packages
 install_modules
 build_addon
 build_typescript
+build_guest

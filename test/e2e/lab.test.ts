@@ -64,18 +64,21 @@ t.test('a disk holds what the lab wrote to it, in every state of its domain', re
     ['paused', () => domain.suspend()],
     ['destroyed', () => domain.destroy()],
   ]
-  for (const [state, enter] of states) {
+  const before = new Map<string, string>()
+  for (const { target } of domain.disks) before.set(target, await domain.referenceImage(target, 'before'))
+  for (const [index, [state, enter]] of states.entries()) {
     await enter()
     for (const { target } of domain.disks) {
-      const before = await domain.referenceImage(target, `${state}-before`)
-
       const changes = CHANGES.filter(({ kind }) => kind !== 'discard' || target !== 'vdc')
-      await domain.change(target, changes)
-      await domain.write(target, 20 * MIB, 64 * KIB, { seed: states.findIndex(one => one[0] === state) })
+      await domain.change(target, [
+        ...changes,
+        { kind: 'write', offset: 20 * MIB, length: 64 * KIB, fill: { seed: index } },
+      ])
 
-      const after = await domain.referenceImage(target, `${state}-after`)
-      const [old, now] = [before, after].map(path => ({ path, format: 'raw' }))
+      const after = await domain.referenceImage(target, state)
+      const [old, now] = [before.get(target)!, after].map(path => ({ path, format: 'raw' }))
       t.type(await imageDifference(old!, now!), 'string', `${target} of the ${state} domain changed`)
+      before.set(target, after)
     }
   }
   for (const { target, path, format } of domain.disks) {
@@ -220,4 +223,36 @@ t.test('nothing of a lab outlives kill -9 of its process', requires('lab'), asyn
   child.kill('SIGKILL')
 
   t.ok(await until(() => !existsSync(folder)), 'the folder is gone, so its supervisor saw the end of all processes')
+})
+
+t.test('a Linux guest has a shell, mounted file systems and a real freeze', requires('lab'), async t => {
+  await using lab = await Lab.start()
+  const guest = await lab.linuxGuest({
+    name: 'web01',
+    disks: [
+      { target: 'vda', size: 32 * MIB },
+      { target: 'vdb', size: 64 * MIB, fileSystem: 'ext4' },
+    ],
+  })
+  await guest.start()
+
+  const sum = await guest.exec(
+    'dd if=/dev/urandom of=/mnt/vdb/file bs=64k count=32 2>/dev/null && sync && md5sum </mnt/vdb/file',
+  )
+  t.match(sum, /^[0-9a-f]{32}/)
+  t.equal((await guest.tryExec('exit 3')).code, 3)
+
+  await lab.virsh('domfsfreeze', 'web01')
+  const frozen = await lab.virsh('qemu-agent-command', 'web01', '{"execute":"guest-fsfreeze-status"}')
+  t.match(frozen, /frozen/)
+  const reference = await guest.domain.referenceImage('vdb', 'frozen')
+  await lab.virsh('domfsthaw', 'web01')
+
+  t.equal(await guest.domain.state(), 'running')
+  await guest.exec('rm /mnt/vdb/file && sync')
+  const after = await guest.domain.referenceImage('vdb', 'after')
+  const [old, now] = [reference, after].map(path => ({ path, format: 'raw' }))
+  t.type(await imageDifference(old!, now!), 'string', 'the guest wrote to its disk')
+  await guest.domain.shutdown()
+  t.equal(await guest.domain.state(), 'shut off')
 })

@@ -14,6 +14,8 @@ export interface LabDiskSpec {
   readonly size: number
   /** Default: qcow2. */
   readonly format?: 'qcow2' | 'raw'
+  /** Made before `content`, over the whole disk. */
+  readonly fileSystem?: 'ext4'
   /** What it holds before the first start; the rest is a hole. */
   readonly content?: readonly Change[]
   /** For `qemu-img create -o`, e.g. `cluster_size=2M`. */
@@ -67,6 +69,9 @@ export class LabDisk {
     const disk = new LabDisk(spec, files, (await imageInfo(files.path, format)).clusterSize)
     await using shadow = await open(files.shadow, 'w')
     await shadow.truncate(spec.size)
+    if (spec.fileSystem !== undefined) {
+      await run('mke2fs', ['-q', '-F', '-t', spec.fileSystem, '-E', 'nodiscard', files.shadow])
+    }
     await disk.changeShadow(spec.content ?? [])
     await run('qemu-img', ['convert', '-n', '--target-is-zero', '-f', 'raw', '-O', format, files.shadow, files.path])
     return disk

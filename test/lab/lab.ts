@@ -14,14 +14,16 @@
  */
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readFileSync, statfsSync } from 'node:fs'
-import { homedir, tmpdir } from 'node:os'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
+import { cacheFolder } from './cache-folder.js'
 import { MIB } from './fill.js'
 import { LabDomain, type LabDomainSpec } from './lab-domain.js'
+import { LinuxGuest, type LinuxGuestSpec } from './linux-guest.js'
 import { run, type RunResult } from './run-program.js'
 
 const SUPERVISOR = fileURLToPath(new URL('../../../test/lab/supervisor.sh', import.meta.url))
@@ -120,6 +122,11 @@ export class Lab {
     return LabDomain.define(this, spec)
   }
 
+  /** Defines a domain with a real Linux and agent in it; builds that first where the cache has none. Not started. */
+  async linuxGuest(spec: LinuxGuestSpec): Promise<LinuxGuest> {
+    return LinuxGuest.define(this, spec)
+  }
+
   /** Ends the daemon with `signal` and starts another. Running domains go on and are found again. */
   async restartDaemon(options: { readonly signal: 'SIGTERM' | 'SIGKILL' }): Promise<void> {
     await this.stopDaemon(options)
@@ -176,12 +183,6 @@ export class Lab {
     })
     return texts.join('\n')
   }
-}
-
-/** Kept between labs and outside the repository: QEMU's capabilities, the test guest. */
-export function cacheFolder(): string {
-  const home = process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache')
-  return join(home, 'virtvault-lab')
 }
 
 function capabilitiesFolder(): string {
