@@ -53,6 +53,7 @@ export const WARNING_CODES = [
   'W_NEW_DISK',
   'W_DISK_CHANGED',
   'W_FULL_ONLY',
+  'W_FILE_SKIPPED',
   'W_CLOCK',
   'W_CLEANUP',
   'W_RECOVERED',

@@ -1,0 +1,76 @@
+import { readdir, readFile, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import { messageOf, type Warning } from '../base/errors.js'
+import type { DomainDescription } from '../model/domain.js'
+
+/** A file beside the disks that a restore needs. */
+export interface DomainFile {
+  /** `nvram`, `tpm/tpm2-00.permall`, `kernel`, `initrd`, `dtb`, `loader`. */
+  readonly name: string
+  readonly bytes: Uint8Array
+  readonly path: string
+}
+
+/** Larger ones are not firmware or kernels, and would have to fit into memory. */
+const MAX_FILE_BYTES = 256 * 1024 * 1024
+/** Where libvirt lets swtpm keep its state, by domain UUID. */
+const SWTPM_STATE_DIR = '/var/lib/libvirt/swtpm'
+
+export interface DomainFiles {
+  readonly files: readonly DomainFile[]
+  readonly warnings: readonly Warning[]
+}
+
+/**
+ * Reads UEFI variables, TPM state, and what the domain is booted from directly,
+ * from the local file system. What is named but cannot be read is a warning:
+ * the disks are worth more than a missing kernel. UEFI variables and TPM state
+ * are read while the guest may write them; both are small and rarely written.
+ */
+export async function readDomainFiles(domain: DomainDescription, swtpmDir = SWTPM_STATE_DIR): Promise<DomainFiles> {
+  const { firmware, tpm } = domain
+  const named: { name: string; path: string | undefined }[] = [
+    { name: 'loader', path: firmware.loader },
+    { name: 'nvram', path: firmware.nvram?.path },
+    { name: 'kernel', path: firmware.kernel },
+    { name: 'initrd', path: firmware.initrd },
+    { name: 'dtb', path: firmware.dtb },
+  ]
+  if (tpm?.backend === 'emulator') named.push(...(await listTpmState(join(swtpmDir, domain.uuid))))
+
+  const files: DomainFile[] = []
+  const warnings: Warning[] = []
+  for (const { name, path } of named) {
+    if (path === undefined) continue
+    try {
+      const { size } = await stat(path)
+      if (size > MAX_FILE_BYTES) throw new Error(`it has ${size} bytes, more than any ${name} should`)
+      files.push({ name, path, bytes: await readFile(path) })
+    } catch (error) {
+      // A domain that was never started has no UEFI variables yet.
+      if (name === 'nvram' && isMissing(error)) continue
+      warnings.push({
+        code: 'W_FILE_SKIPPED',
+        message: `${name} (${path}) is not in the recovery point: ${messageOf(error)}`,
+      })
+    }
+  }
+  return { files, warnings }
+}
+
+async function listTpmState(dir: string): Promise<{ name: string; path: string }[]> {
+  const found: { name: string; path: string }[] = []
+  for (const version of ['tpm2', 'tpm1.2']) {
+    const names = await readdir(join(dir, version)).catch(() => [])
+    for (const name of names) {
+      // The lock file is the running swtpm's own.
+      if (!name.startsWith('.')) found.push({ name: `tpm/${version}/${name}`, path: join(dir, version, name) })
+    }
+  }
+  return found
+}
+
+function isMissing(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
+}
