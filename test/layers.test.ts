@@ -31,10 +31,11 @@ const MAP: ModuleMap = {
     jobs: { may: BELOW_THE_MACHINE, byType: [...LAYER_3, 'config'] },
     // 5: cli/wire.ts alone constructs; the guardian is a process of its own
     commands: { may: ['base', 'model', 'config', 'cli', 'daemon'], byType: [...BELOW_JOBS, 'jobs'] },
-    cli: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs', 'daemon'] },
+    cli: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs', 'daemon', 'commands'] },
     daemon: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs'] },
   },
-  builders: ['cli/wire.ts', 'cli/guardian-main.ts'],
+  // wire.ts makes objects, command-table.ts loads the command that was asked for
+  builders: ['cli/wire.ts', 'cli/guardian-main.ts', 'cli/command-table.ts'],
   packages: {
     '@oclif/core': /^(cli|commands)\//,
     ansis: /^cli\//,

@@ -1,0 +1,71 @@
+import type { BaseCommand } from './base-command.js'
+
+export type CommandClass = typeof BaseCommand &
+  (new (
+    ...args: ConstructorParameters<typeof BaseCommand>
+  ) => BaseCommand)
+
+export type CommandGroup = 'DAILY' | 'KEEPING' | 'SET UP'
+
+/** What is known of a command without loading it. */
+export interface CommandEntry {
+  /** oclif's id: words joined by `:`. */
+  readonly id: string
+  readonly group: CommandGroup
+  /** At most 70 characters. */
+  readonly summary: string
+  readonly aliases?: readonly string[] | undefined
+  /** Names that arrivals from other tools type. */
+  readonly hiddenAliases?: readonly string[] | undefined
+  readonly load: () => Promise<{ readonly default: CommandClass }>
+}
+
+/** Every command there is, in the order of the help. One that is not here does not exist. */
+export const COMMAND_TABLE: readonly CommandEntry[] = [
+  {
+    id: 'list',
+    group: 'DAILY',
+    summary: 'List recovery points',
+    aliases: ['ls'],
+    hiddenAliases: ['snapshots'],
+    load: () => import('../commands/list.js'),
+  },
+  {
+    id: 'show',
+    group: 'DAILY',
+    summary: 'Show everything about one recovery point',
+    load: () => import('../commands/show.js'),
+  },
+]
+
+/** First words of commands that have several. */
+export const TOPICS: Readonly<Record<string, string>> = {
+  backup: 'Make recovery points',
+  config: 'Look at the configuration',
+  key: 'Manage the keys of an encrypted store',
+  store: 'Look at and maintain a store',
+  target: 'Look at the configured targets',
+}
+
+/** Names under which `entry` is found, its id first. */
+export function namesOf(entry: CommandEntry): readonly string[] {
+  return [entry.id, ...(entry.aliases ?? []), ...(entry.hiddenAliases ?? [])]
+}
+
+/** Loads a command and gives its class what the table knows. */
+export async function loadCommand(entry: CommandEntry): Promise<CommandClass> {
+  const { default: command } = await entry.load()
+  return Object.assign(command, {
+    id: entry.id,
+    summary: entry.summary,
+    aliases: [...(entry.aliases ?? [])],
+    hiddenAliases: [...(entry.hiddenAliases ?? [])],
+  })
+}
+
+/** What oclif's own loader sees in this process: the commands that this run is about. */
+export const SELECTED: Record<string, CommandClass> = {}
+
+export async function select(entries: readonly CommandEntry[]): Promise<void> {
+  for (const entry of entries) SELECTED[entry.id] = await loadCommand(entry)
+}
