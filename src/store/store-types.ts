@@ -1,5 +1,8 @@
 import type { DiskGeometry, TreeRun } from '../model/disk-tree.js'
+import type { PullJournal } from '../model/pull-journal.js'
 import type { PointBlob, PointContents, PointNotes, RecoveryPoint, TreeRoot } from '../model/recovery-point.js'
+
+export type { PullJournal } from '../model/pull-journal.js'
 
 /**
  * The store as jobs see it. Jobs import these types only; `cli/wire.ts` opens
@@ -75,20 +78,6 @@ export interface Run extends AsyncDisposable {
   writeJournal(entry: PullJournal): Promise<void>
   /** Removes journal and lease. */
   finish(): Promise<void>
-}
-
-/** What a dead pull leaves for its successor, enough to clean up after it. */
-export interface PullJournal {
-  readonly kind: 'pull'
-  readonly domainUuid: string
-  readonly domainName: string
-  readonly uri: string
-  readonly checkpoint: string
-  readonly baseCheckpoint?: string | undefined
-  readonly socket: string
-  readonly scratch: readonly string[]
-  /** Freezing was under way or done, thawing not. */
-  readonly frozen: boolean
 }
 
 export interface DeadRun {

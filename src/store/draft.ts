@@ -1,0 +1,241 @@
+import { forEachLimited } from '../base/async.js'
+import { BackupError } from '../base/errors.js'
+import { invariant } from '../base/invariant.js'
+import { ID_BYTES, RECORD_KIND } from '../format/record.js'
+import { PACK_KIND, type PackKind } from '../format/pack.js'
+import { type DiskGeometry, chunkCount } from '../model/disk-tree.js'
+import type { PointBlob, PointContents, RecoveryPoint } from '../model/recovery-point.js'
+import { native } from '../native/binding.js'
+import { blobGeometry, isOneRecord } from './blobs.js'
+import type { IndexHolder } from './index-holder.js'
+import type { Locator } from './locator.js'
+import { type PackContents, indexBatchOf } from './pack-catalog.js'
+import { PackWriter, type PackWriterOptions } from './pack-writer.js'
+import type { Points } from './points.js'
+import type { LeasedRun, Runs } from './runs.js'
+import type { PointDraft, StoredChunks, TreeDraft, TreeSide } from './store-types.js'
+import { type NodeSink, TreeEditor } from './tree-draft.js'
+import type { NodeSource } from './tree-nodes.js'
+
+const CHECKS_AT_ONCE = 16
+/** Chunks of a large blob that are stored together. */
+const BLOB_CHUNKS_AT_ONCE = 64
+
+export interface DraftOptions {
+  readonly run: LeasedRun
+  readonly runs: Runs
+  readonly points: Points
+  readonly index: IndexHolder
+  readonly locator: Locator
+  readonly nodes: NodeSource
+  readonly writer: Omit<PackWriterOptions, 'kind' | 'onSealed'>
+  readonly chunkSize: number
+  /** Packs, in hex, that a gc is about to take away. */
+  readonly condemned: ReadonlySet<string>
+}
+
+/** A recovery point in the making: what it stores is garbage until commit() has written the point file. */
+export class Draft implements PointDraft {
+  readonly #options: DraftOptions
+  readonly #data: PackWriter
+  readonly #meta: PackWriter
+  /**
+   * Ids that are being looked up or stored, or are in a pack that is not
+   * indexed yet. What is here is not stored a second time; if it fails, the
+   * whole draft does.
+   */
+  readonly #underWay = new Set<string>()
+  /** Packs that this point relies on, its own and those that already had what it needs. */
+  readonly #reliedOn = new Set<string>()
+  #failure: unknown
+  #ended = false
+
+  constructor(options: DraftOptions) {
+    this.#options = options
+    this.#data = this.#writer(PACK_KIND.data)
+    this.#meta = this.#writer(PACK_KIND.meta)
+  }
+
+  async storeChunks(bytes: Uint8Array, spans: Uint32Array, signal: AbortSignal): Promise<StoredChunks> {
+    signal.throwIfAborted()
+    return this.#store(this.#data, RECORD_KIND.chunk, bytes, spans)
+  }
+
+  async storeBlob(name: string, bytes: Uint8Array, path?: string): Promise<PointBlob> {
+    const id = isOneRecord(bytes.length) ? await this.#storeRecord(bytes) : await this.#storeTree(bytes)
+    return { name, id, length: bytes.length, path }
+  }
+
+  tree(geometry: DiskGeometry, parent: TreeSide | undefined): TreeDraft {
+    const nodes: NodeSink = {
+      load: (ids, level) => this.#options.nodes.load(ids, level),
+      store: async (bytes, spans) => {
+        const stored = await this.#store(this.#meta, RECORD_KIND.node, bytes, spans)
+        return { ids: stored.ids, newCount: stored.newChunks, storedBytes: stored.storedBytes }
+      },
+    }
+    return new TreeEditor(nodes, geometry, parent)
+  }
+
+  async commit(contents: PointContents): Promise<RecoveryPoint> {
+    invariant(!this.#ended, 'a draft is committed once')
+    this.#ended = true
+    try {
+      // I3: packs, index (when each is sealed), point.
+      await Promise.all([this.#data.seal(), this.#meta.seal()])
+      if (this.#failure !== undefined) throw toError(this.#failure)
+      const commits = await this.#options.runs.lockCommits('shared')
+      try {
+        await this.#checkReliedOn()
+        return await this.#options.points.commit(contents, this.#options.run.id)
+      } finally {
+        await commits[Symbol.asyncDispose]()
+      }
+    } catch (error) {
+      await this.#abandon()
+      throw error
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#ended) return
+    this.#ended = true
+    await this.#abandon()
+  }
+
+  #writer(kind: PackKind): PackWriter {
+    return new PackWriter({
+      ...this.#options.writer,
+      kind,
+      onSealed: (pack, contents) => this.#sealed(pack, contents),
+    })
+  }
+
+  async #abandon(): Promise<void> {
+    await Promise.all([this.#data.abandon(), this.#meta.abandon()])
+  }
+
+  /** Names the pieces and stores those that no sealed pack has. */
+  async #store(writer: PackWriter, kind: number, bytes: Uint8Array, spans: Uint32Array): Promise<StoredChunks> {
+    invariant(!this.#ended, 'nothing is stored after the end of a draft')
+    if (this.#failure !== undefined) throw toError(this.#failure)
+    if (spans.length === 0) return NOTHING_STORED
+    try {
+      const { idKey } = this.#options.writer.keys
+      const { ids, zero } = await native().hashChunks(bytes, spans, { kind, key: idKey })
+      const fresh = await this.#claimFresh(ids, zero)
+      const wanted = gather(ids, spans, fresh)
+      const storedBytes = fresh.length === 0 ? 0 : await writer.append({ bytes, kind, ...wanted })
+      const newBytes = wanted.spans.reduce((sum, value, at) => (at % 2 === 1 ? sum + value : sum), 0)
+      return { count: spans.length / 2, ids, zero, newChunks: fresh.length, newBytes, storedBytes }
+    } catch (error) {
+      // Others may count on what failed here.
+      this.#failure ??= error
+      throw error
+    }
+  }
+
+  /** Positions of the pieces that must be stored; each id once. */
+  async #claimFresh(ids: Uint8Array, zero: Uint8Array): Promise<number[]> {
+    const claimed: number[] = []
+    const keys: string[] = []
+    for (let piece = 0; piece < zero.length; piece++) {
+      if (zero[piece] === 1) continue
+      const key = keyOf(ids, piece)
+      if (this.#underWay.has(key)) continue
+      this.#underWay.add(key)
+      claimed.push(piece)
+      keys.push(key)
+    }
+    if (claimed.length === 0) return claimed
+    const places = await this.#options.locator.locate(gather(ids, undefined, claimed).ids)
+    return claimed.filter((_, at) => {
+      const place = places[at]
+      if (place === undefined || !place.sealed || this.#options.condemned.has(place.pack)) return true
+      this.#reliedOn.add(place.pack)
+      const key = keys[at]
+      if (key !== undefined) this.#underWay.delete(key)
+      return false
+    })
+  }
+
+  async #sealed(pack: string, contents: PackContents): Promise<void> {
+    this.#reliedOn.add(pack)
+    await this.#options.index.use(index => index.putBatch(indexBatchOf(pack, contents)))
+    this.#options.locator.learn(pack, contents.state)
+    for (const entry of contents.entries) this.#underWay.delete(keyOf(entry.id, 0))
+  }
+
+  /** M2 and the last step of the dedup rule: under the commit lock no gc takes a pack away. */
+  async #checkReliedOn(): Promise<void> {
+    if (!(await this.#options.run.isCurrent())) {
+      throw new BackupError('E_LOCKED', 'the lease of this run was taken away', {
+        why: 'Something removed its file in the store, so what it relied on is no longer protected.',
+        hints: ['Start the backup again.'],
+      })
+    }
+    await forEachLimited(this.#reliedOn, CHECKS_AT_ONCE, async pack => {
+      if (await this.#options.locator.isLive(pack)) return
+      throw new BackupError('E_DAMAGED', `pack ${pack} vanished or changed its size while it was relied on`, {
+        hints: ['Start the backup again: it stores anew what is missing.', 'Run verify.'],
+      })
+    })
+  }
+
+  async #storeRecord(bytes: Uint8Array): Promise<Uint8Array> {
+    if (bytes.length === 0) return new Uint8Array(ID_BYTES)
+    const stored = await this.#store(this.#meta, RECORD_KIND.blob, bytes, Uint32Array.of(0, bytes.length))
+    return stored.ids
+  }
+
+  /** A blob too large for one record is a disk of its own. All zero: 32 zero bytes, as for one record. */
+  async #storeTree(bytes: Uint8Array): Promise<Uint8Array> {
+    const geometry = blobGeometry(bytes.length, this.#options.chunkSize)
+    const tree = this.tree(geometry, undefined)
+    for (let first = 0; first < chunkCount(geometry); first += BLOB_CHUNKS_AT_ONCE) {
+      const count = Math.min(BLOB_CHUNKS_AT_ONCE, chunkCount(geometry) - first)
+      const offsets = Array.from({ length: count }, (_, index) => (first + index) * geometry.chunkSize)
+      const spans = Uint32Array.from(
+        offsets.flatMap(offset => [offset, Math.min(geometry.chunkSize, bytes.length - offset)]),
+      )
+      const stored = await this.#store(this.#data, RECORD_KIND.chunk, bytes, spans)
+      await tree.putChunks(
+        Float64Array.from({ length: count }, (_, index) => first + index),
+        stored,
+      )
+    }
+    const { root } = await tree.finish()
+    return root.kind === 'node' ? root.id : new Uint8Array(ID_BYTES)
+  }
+}
+
+const NOTHING_STORED: StoredChunks = {
+  count: 0,
+  ids: new Uint8Array(0),
+  zero: new Uint8Array(0),
+  newChunks: 0,
+  newBytes: 0,
+  storedBytes: 0,
+}
+
+/** Ids, and spans where given, of some pieces. */
+function gather(
+  ids: Uint8Array,
+  spans: Uint32Array | undefined,
+  pieces: readonly number[],
+): { readonly ids: Uint8Array; readonly spans: Uint32Array } {
+  const gathered = { ids: new Uint8Array(pieces.length * ID_BYTES), spans: new Uint32Array(pieces.length * 2) }
+  pieces.forEach((piece, at) => {
+    gathered.ids.set(ids.subarray(piece * ID_BYTES, (piece + 1) * ID_BYTES), at * ID_BYTES)
+    if (spans !== undefined) gathered.spans.set(spans.subarray(2 * piece, 2 * piece + 2), 2 * at)
+  })
+  return gathered
+}
+
+function keyOf(ids: Uint8Array, piece: number): string {
+  return Buffer.from(ids.buffer, ids.byteOffset + piece * ID_BYTES, ID_BYTES).toString('latin1')
+}
+
+function toError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason))
+}

@@ -1,0 +1,131 @@
+import { BackupError, type Warning } from '../base/errors.js'
+import { type ChunkIndex, IndexBrokenError, IndexHeldError } from './chunk-index.js'
+import type { PackCatalog } from './pack-catalog.js'
+
+/** Where a store's index comes from. */
+export interface IndexProvider {
+  /** Opens it, empty where there is none. Rejects with IndexBrokenError or IndexHeldError. */
+  open(): Promise<ChunkIndex>
+  /** Deletes it. */
+  destroy(): Promise<void>
+  /** An empty one elsewhere, for as long as this process lives. */
+  openTemporary(): Promise<ChunkIndex>
+}
+
+export interface IndexHolderOptions {
+  readonly provider: IndexProvider
+  readonly packs: PackCatalog
+  readonly onNotice: (warning: Warning) => void
+}
+
+/**
+ * The one owner of the index: opens it at first use, fills in what the packs
+ * have and it lacks, and rebuilds it when it breaks (I4). Where its place
+ * cannot be written, works from a temporary one.
+ */
+export class IndexHolder {
+  readonly #provider: IndexProvider
+  readonly #packs: PackCatalog
+  readonly #notice: (warning: Warning) => void
+  #current: Promise<ChunkIndex> | undefined
+  #reindexed: Promise<void> | undefined
+
+  constructor(options: IndexHolderOptions) {
+    this.#provider = options.provider
+    this.#packs = options.packs
+    this.#notice = options.onNotice
+  }
+
+  /** Runs `work` on the index; once more on a rebuilt one where the first breaks under it. Rejects with E_LOCKED. */
+  async use<T>(work: (index: ChunkIndex) => Promise<T>): Promise<T> {
+    this.#current ??= this.#open()
+    const opening = this.#current
+    try {
+      return await work(await opening)
+    } catch (error) {
+      if (!(error instanceof IndexBrokenError)) {
+        // What could not be opened is tried anew by the next caller.
+        if (this.#current === opening) await opening.catch(() => (this.#current = undefined))
+        throw error
+      }
+      if (this.#current === opening) this.#current = this.#replace(opening, error)
+      return await work(await this.#current)
+    }
+  }
+
+  /** Indexes sealed packs that came since, from any process. Gives how many. */
+  catchUp(): Promise<number> {
+    return this.use(index => this.#packs.indexMissing(index))
+  }
+
+  /** Takes every footer again, and what records of unsealed packs can be had: for chunks that cannot be found. Once per process. */
+  async reindexAll(): Promise<void> {
+    this.#reindexed ??= this.#reindex()
+    await this.#reindexed
+  }
+
+  #reindex(): Promise<void> {
+    this.#announce('stored pieces were not found: the index is read anew from all packs')
+    return this.use(index => this.#packs.reindexAll(index))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const index = await this.#current?.catch(() => undefined)
+    this.#current = undefined
+    await index?.close()
+  }
+
+  async #open(): Promise<ChunkIndex> {
+    try {
+      const index = await this.#provider.open()
+      return await this.#filled(index)
+    } catch (error) {
+      if (error instanceof IndexHeldError) {
+        throw new BackupError('E_LOCKED', 'another process is using this store', { cause: error })
+      }
+      if (!(error instanceof IndexBrokenError)) throw error
+      return await this.#rebuild(error)
+    }
+  }
+
+  async #replace(broken: Promise<ChunkIndex>, cause: IndexBrokenError): Promise<ChunkIndex> {
+    const index = await broken
+    await index.close().catch(() => undefined)
+    return this.#rebuild(cause)
+  }
+
+  async #rebuild(cause: IndexBrokenError): Promise<ChunkIndex> {
+    if (cause.kind === 'damaged') {
+      this.#announce(`the index was unusable and is rebuilt from the packs${reason(cause)}`)
+      try {
+        await this.#provider.destroy()
+        return await this.#filled(await this.#provider.open())
+      } catch (error) {
+        if (error instanceof BackupError) throw error
+      }
+    }
+    this.#announce(`the index cannot be written where it belongs and is rebuilt elsewhere for now${reason(cause)}`)
+    return await this.#filled(await this.#provider.openTemporary())
+  }
+
+  #announce(message: string): void {
+    this.#notice({ code: 'W_INDEX_REBUILT', message })
+  }
+
+  async #filled(index: ChunkIndex): Promise<ChunkIndex> {
+    try {
+      const added = await this.#packs.indexMissing(index)
+      if (added > 0) {
+        this.#announce(`the index lacked ${added} packs and was completed from them`)
+      }
+      return index
+    } catch (error) {
+      await index.close().catch(() => undefined)
+      throw error
+    }
+  }
+}
+
+function reason(cause: IndexBrokenError): string {
+  return cause.cause instanceof Error ? ` (${cause.cause.message})` : ''
+}

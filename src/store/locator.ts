@@ -1,0 +1,134 @@
+import { forEachLimited } from '../base/async.js'
+import { toHex } from '../base/hex.js'
+import { INDEX_VALUE_BYTES, type PackState, type Place, decodePlace } from '../format/index-value.js'
+import { PACK_HEADER_BYTES } from '../format/pack.js'
+import { ID_BYTES, RECORD_HEADER_BYTES } from '../format/record.js'
+import type { RecordCipher } from '../native/codec.js'
+import type { IndexHolder } from './index-holder.js'
+import type { StoreKeys } from './keys.js'
+import type { PackCatalog } from './pack-catalog.js'
+
+/** Packs looked at together. */
+const LOOKS_AT_ONCE = 16
+
+/** A place whose checksum is right, in a pack that is there, within its size. */
+export interface Located extends Place {
+  /** In hex. */
+  readonly pack: string
+  /** Whether a new point may rely on it. */
+  readonly sealed: boolean
+}
+
+export interface LocatorOptions {
+  readonly index: IndexHolder
+  readonly packs: PackCatalog
+  readonly keys: StoreKeys
+  readonly storeId: Uint8Array
+}
+
+/** Answers where records are, believing nothing that the index says before it is checked. */
+export class Locator {
+  readonly #index: IndexHolder
+  readonly #packs: PackCatalog
+  readonly #keys: StoreKeys
+  readonly #storeId: Uint8Array
+  /** Packs that were there, with the right size, when first looked at. */
+  readonly #live = new Map<string, PackState>()
+  readonly #ciphers = new Map<string, Promise<RecordCipher | undefined>>()
+
+  constructor(options: LocatorOptions) {
+    this.#index = options.index
+    this.#packs = options.packs
+    this.#keys = options.keys
+    this.#storeId = options.storeId
+  }
+
+  /** One answer per id (32 bytes each), in order; undefined where it counts as absent. */
+  async locate(ids: Uint8Array): Promise<(Located | undefined)[]> {
+    const values = await this.#index.use(index => index.getMany(ids))
+    const places: (Located | undefined)[] = []
+    const strange = new Set<string>()
+    for (let at = 0; at < ids.length / ID_BYTES; at++) {
+      const place = decodePlace(
+        ids.subarray(at * ID_BYTES, (at + 1) * ID_BYTES),
+        values.subarray(at * INDEX_VALUE_BYTES, (at + 1) * INDEX_VALUE_BYTES),
+      )
+      if (place === undefined) {
+        places.push(undefined)
+        continue
+      }
+      const pack = toHex(place.packId)
+      if (!this.#live.has(pack)) strange.add(pack)
+      places.push({ ...place, pack, sealed: true })
+    }
+    if (strange.size > 0) await this.#look([...strange])
+    return places.map(place => this.#checked(place))
+  }
+
+  /** Takes note of a pack that this process sealed. */
+  learn(pack: string, state: PackState): void {
+    this.#live.set(pack, state)
+  }
+
+  /** Whether a pack is there, with the size it was sealed at, right now. */
+  async isLive(pack: string): Promise<boolean> {
+    const state = this.#live.get(pack)
+    return state !== undefined && (await this.#packs.size(pack)) === state.size
+  }
+
+  /** Forgets what was known of packs that may have gone. */
+  forget(packs: Iterable<string>): void {
+    for (const pack of packs) {
+      this.#live.delete(pack)
+      this.#ciphers.delete(pack)
+    }
+  }
+
+  /** undefined in a plain store. Rejects with E_DAMAGED. */
+  cipher(pack: string): Promise<RecordCipher | undefined> {
+    if (this.#keys.idKey === undefined) return Promise.resolve(undefined)
+    let cipher = this.#ciphers.get(pack)
+    if (cipher === undefined) {
+      cipher = this.#loadCipher(pack)
+      cipher.catch(() => this.#ciphers.delete(pack))
+      this.#ciphers.set(pack, cipher)
+    }
+    return cipher
+  }
+
+  async #loadCipher(pack: string): Promise<RecordCipher | undefined> {
+    const header = await this.#packs.header(pack)
+    if (header === undefined) return undefined
+    return cipherOf(this.#keys, this.#storeId, header)
+  }
+
+  async #look(packs: readonly string[]): Promise<void> {
+    const states = await this.#index.use(index => index.getPacks(packs))
+    await forEachLimited(packs.entries(), LOOKS_AT_ONCE, async ([at, pack]) => {
+      const state = states[at]
+      if (state !== undefined && (await this.#packs.size(pack)) === state.size) this.#live.set(pack, state)
+    })
+  }
+
+  #checked(place: Located | undefined): Located | undefined {
+    if (place === undefined) return undefined
+    const state = this.#live.get(place.pack)
+    if (state === undefined || place.offset < PACK_HEADER_BYTES || place.offset > state.size) return undefined
+    if (RECORD_HEADER_BYTES + place.storedLength > state.size - place.offset) return undefined
+    return state.sealed ? place : { ...place, sealed: false }
+  }
+}
+
+/** What the native codec needs for one pack; undefined in a plain store. */
+export function cipherOf(
+  keys: StoreKeys,
+  storeId: Uint8Array,
+  pack: { readonly salt: Uint8Array; readonly packId: Uint8Array },
+): RecordCipher | undefined {
+  const packKey = keys.packKey(pack.salt, pack.packId)
+  if (packKey === undefined) return undefined
+  const context = new Uint8Array(32)
+  context.set(storeId, 0)
+  context.set(pack.packId, 16)
+  return { packKey, context }
+}

@@ -1,0 +1,168 @@
+import { forEachLimited } from '../base/async.js'
+import { errorCodeOf } from '../base/errors.js'
+import { fromHex, sameBytes } from '../base/hex.js'
+import { damaged } from '../format/damage.js'
+import { INDEX_VALUE_BYTES, type PackState, encodePlace } from '../format/index-value.js'
+import {
+  PACK_ENTRY_BYTES,
+  PACK_HEADER_BYTES,
+  PACK_TRAILER_BYTES,
+  type PackEntry,
+  type PackHeader,
+  decodePackFooter,
+  decodePackHeader,
+  decodePackTrailer,
+} from '../format/pack.js'
+import { ID_BYTES } from '../format/record.js'
+import { native } from '../native/binding.js'
+import type { ChunkIndex, IndexBatch } from './chunk-index.js'
+import { packKeyOf, packOfKey } from './layout.js'
+import type { ObjectStore } from './object-store.js'
+
+/** Packs looked at together. */
+const PACKS_AT_ONCE = 8
+/** More than any pack of ours; a larger one is not scanned. */
+const MAX_SCAN_BYTES = 1024 * 1024 * 1024
+
+/** A pack as its own footer describes it. */
+export interface PackContents {
+  readonly header: PackHeader
+  readonly state: PackState
+  readonly entries: readonly PackEntry[]
+}
+
+/** The packs as they lie in the object store, without an index. */
+export class PackCatalog {
+  readonly #objects: ObjectStore
+  readonly #storeId: Uint8Array
+
+  constructor(objects: ObjectStore, storeId: Uint8Array) {
+    this.#objects = objects
+    this.#storeId = storeId
+  }
+
+  /** Ids, in hex, of every pack file, sealed or not. */
+  async list(): Promise<string[]> {
+    const keys = await this.#objects.list('packs')
+    return keys.map(packOfKey).filter(id => id !== undefined)
+  }
+
+  /** Bytes of the file; undefined where there is none. */
+  size(packId: string): Promise<number | undefined> {
+    return this.#objects.size(packKeyOf(packId))
+  }
+
+  /** undefined where there is no such pack. Rejects with E_DAMAGED. */
+  async header(packId: string): Promise<PackHeader | undefined> {
+    const bytes = new Uint8Array(PACK_HEADER_BYTES)
+    const length = await this.#objects.read(packKeyOf(packId), bytes, 0)
+    if (length === undefined) return undefined
+    const header = decodePackHeader(bytes.subarray(0, length))
+    if (!sameBytes(header.storeId, this.#storeId)) throw damaged(`pack ${packId}`, 'it belongs to another store')
+    if (!sameBytes(header.packId, fromHex(packId))) throw damaged(`pack ${packId}`, 'it has the name of another pack')
+    return header
+  }
+
+  /** undefined where there is no such pack. Rejects with E_DAMAGED, also where it was never sealed. */
+  async read(packId: string): Promise<PackContents | undefined> {
+    const key = packKeyOf(packId)
+    const size = await this.#objects.size(key)
+    if (size === undefined) return undefined
+    const tail = new Uint8Array(PACK_TRAILER_BYTES)
+    const length = await this.#objects.read(key, tail, Math.max(0, size - PACK_TRAILER_BYTES))
+    const trailer = decodePackTrailer(tail.subarray(0, length ?? 0), size, fromHex(packId))
+    const footer = new Uint8Array(trailer.entryCount * PACK_ENTRY_BYTES)
+    const footerLength = await this.#objects.read(key, footer, trailer.footerOffset)
+    const entries = decodePackFooter(footer.subarray(0, footerLength ?? 0), trailer)
+    const header = await this.header(packId)
+    if (header === undefined) return undefined
+    return { header, entries, state: { size, entryCount: entries.length, kind: header.kind, sealed: true } }
+  }
+
+  /** Records of a pack without a valid footer, up to the first that is torn. */
+  async scan(packId: string): Promise<PackContents | undefined> {
+    const key = packKeyOf(packId)
+    const [size, header] = [await this.#objects.size(key), await this.header(packId)]
+    if (size === undefined || header === undefined || size > MAX_SCAN_BYTES) return undefined
+    const bytes = new Uint8Array(size)
+    const length = await this.#objects.read(key, bytes, 0)
+    const { fields, ids } = await native().scanRecords(bytes.subarray(0, length ?? 0), PACK_HEADER_BYTES)
+    const entries = Array.from({ length: ids.length / ID_BYTES }, (_, index): PackEntry => {
+      const [offset = 0, record = 0, kind = 0, flags = 0, plainLength = 0, storedLength = 0] = fields.subarray(
+        index * 6,
+        index * 6 + 6,
+      )
+      return {
+        id: ids.slice(index * ID_BYTES, (index + 1) * ID_BYTES),
+        offset,
+        record,
+        kind,
+        flags,
+        plainLength,
+        storedLength,
+      }
+    })
+    return { header, entries, state: { size, entryCount: entries.length, kind: header.kind, sealed: false } }
+  }
+
+  /** Indexes sealed packs that the index does not know. Gives how many. */
+  async indexMissing(index: ChunkIndex): Promise<number> {
+    // In this order: a pack sealed in between is in the listing and is indexed twice, never lost.
+    const known = await index.packs()
+    const missing = (await this.list()).filter(id => known.get(id)?.sealed !== true)
+    let added = 0
+    await forEachLimited(missing, PACKS_AT_ONCE, async id => {
+      const contents = await this.#readIfSealed(id)
+      if (contents === undefined) return
+      await index.putBatch(indexBatchOf(id, contents))
+      added++
+    })
+    return added
+  }
+
+  async reindexAll(index: ChunkIndex): Promise<void> {
+    await forEachLimited(await this.list(), PACKS_AT_ONCE, async id => {
+      const sealed = await this.#readIfSealed(id)
+      if (sealed !== undefined) await index.putBatch(indexBatchOf(id, sealed))
+      else await this.#salvage(index, id)
+    })
+  }
+
+  async #salvage(index: ChunkIndex, packId: string): Promise<void> {
+    const contents = await intactOnly(() => this.scan(packId))
+    if (contents === undefined || contents.entries.length === 0) return
+    // What a sealed pack has is better: only ids that nobody else has are taken from here.
+    const ids = Buffer.concat(contents.entries.map(entry => entry.id))
+    const present = await index.getMany(ids)
+    const absent = contents.entries.filter((_, at) =>
+      present.subarray(at * INDEX_VALUE_BYTES, (at + 1) * INDEX_VALUE_BYTES).every(byte => byte === 0),
+    )
+    await index.putBatch(indexBatchOf(packId, { ...contents, entries: absent }))
+  }
+
+  #readIfSealed(packId: string): Promise<PackContents | undefined> {
+    return intactOnly(() => this.read(packId))
+  }
+}
+
+/** Index entries and state of one pack, in one batch. */
+export function indexBatchOf(packId: string, contents: Pick<PackContents, 'entries' | 'state'>): IndexBatch {
+  const { entries, state } = contents
+  const ids = new Uint8Array(entries.length * ID_BYTES)
+  const values = new Uint8Array(entries.length * INDEX_VALUE_BYTES)
+  const id = fromHex(packId)
+  entries.forEach((entry, index) => {
+    ids.set(entry.id, index * ID_BYTES)
+    values.set(encodePlace(entry.id, { ...entry, packId: id }), index * INDEX_VALUE_BYTES)
+  })
+  return { ids, values, packs: [{ id: packId, state }] }
+}
+
+async function intactOnly<T>(work: () => Promise<T | undefined>): Promise<T | undefined> {
+  try {
+    return await work()
+  } catch (error) {
+    if (errorCodeOf(error) === 'E_DAMAGED') return undefined
+    throw error
+  }
+}

@@ -1,0 +1,286 @@
+import { limitedQueue } from '../base/async.js'
+import { BackupError } from '../base/errors.js'
+import { invariant } from '../base/invariant.js'
+import { toHex } from '../base/hex.js'
+import type { RandomSource } from '../base/random.js'
+import {
+  PACK_ID_BYTES,
+  PACK_TRAILER_BYTES,
+  type PackEntry,
+  type PackHeader,
+  type PackKind,
+  SALT_BYTES,
+  encodePackFooter,
+  encodePackHeader,
+  encodePackTrailer,
+} from '../format/pack.js'
+import { ID_BYTES, RECORD_HEADER_BYTES, readRecordHeader } from '../format/record.js'
+import { native } from '../native/binding.js'
+import type { EncodedRecords, RecordCipher } from '../native/codec.js'
+import { ByteBudget } from './byte-budget.js'
+import type { StoreKeys } from './keys.js'
+import { packKeyOf } from './layout.js'
+import { cipherOf } from './locator.js'
+import type { ObjectStore, ObjectWriter } from './object-store.js'
+import type { PackContents } from './pack-catalog.js'
+
+/** A pack is closed once it has this much; the last records may make it somewhat larger. */
+export const PACK_TARGET_BYTES = 64 * 1024 * 1024
+/** Plain bytes per call of the native encoder. */
+const SLICE_BYTES = 4 * 1024 * 1024
+const ENCODES_AT_ONCE = 3
+/** Plain bytes on their way through encoder and file, of one writer. */
+const IN_FLIGHT_BYTES = 32 * 1024 * 1024
+/** Full packs whose sync is awaited in the background. */
+const SEALS_AT_ONCE = 2
+
+export interface PackWriterOptions {
+  readonly objects: ObjectStore
+  readonly kind: PackKind
+  readonly storeId: Uint8Array
+  readonly keys: StoreKeys
+  readonly random: RandomSource
+  readonly level: number
+  /** Called when a pack is durable; before that nothing may rely on it. */
+  readonly onSealed: (packId: string, contents: PackContents) => Promise<void>
+}
+
+/** Pieces of `bytes` to store: `spans` holds pairs (offset, length), `ids` 32 bytes per piece. */
+export interface Pieces {
+  readonly bytes: Uint8Array
+  readonly spans: Uint32Array
+  readonly ids: Uint8Array
+  /** One of RECORD_KIND. */
+  readonly kind: number
+}
+
+/**
+ * Appends records to packs of one kind, one open pack at a time. Encoding runs
+ * ahead in parallel; bytes reach the file in order of submission. The first
+ * failure condemns everything: all later calls reject with it.
+ */
+export class PackWriter {
+  readonly #options: PackWriterOptions
+  readonly #encoder = limitedQueue(ENCODES_AT_ONCE)
+  readonly #budget = new ByteBudget(IN_FLIGHT_BYTES)
+  readonly #sealing = new Set<Promise<void>>()
+  #current: OpenPack | undefined
+  #failure: { readonly error: unknown } | undefined
+
+  constructor(options: PackWriterOptions) {
+    this.#options = options
+  }
+
+  /**
+   * Resolves once all pieces are encoded (then `bytes` is the caller's again),
+   * with the bytes that they take in the pack. They are durable after seal().
+   */
+  async append(pieces: Pieces): Promise<number> {
+    const slices: Promise<number>[] = []
+    for (const [from, to, plainBytes] of slicesOf(pieces.spans)) {
+      await this.#budget.take(plainBytes)
+      while (this.#sealing.size >= SEALS_AT_ONCE) await Promise.race(this.#sealing)
+      slices.push(this.#submit(slicePieces(pieces, from, to), plainBytes))
+    }
+    // All of them settle before `bytes` is given back, also when one fails.
+    const settled = await Promise.allSettled(slices)
+    this.#refuseFailed()
+    return settled.reduce((sum, slice) => sum + (slice.status === 'fulfilled' ? slice.value : 0), 0)
+  }
+
+  /** Makes everything durable and ends the open pack; appending may go on, in a new one. */
+  async seal(): Promise<void> {
+    this.#closeCurrent()
+    while (this.#sealing.size > 0) await Promise.all(this.#sealing)
+    this.#refuseFailed()
+  }
+
+  /** Stops, and removes what is not sealed. Never rejects. */
+  async abandon(): Promise<void> {
+    this.#fail(new BackupError('E_INTERRUPTED', 'the recovery point was given up'))
+    const open = this.#current
+    this.#current = undefined
+    await open?.abandon()
+    await Promise.all(this.#sealing)
+  }
+
+  #submit(pieces: Pieces, plainBytes: number): Promise<number> {
+    if (this.#failure !== undefined) {
+      this.#budget.give(plainBytes)
+      return Promise.reject(toError(this.#failure.error))
+    }
+    if (this.#current !== undefined && this.#current.expectedSize >= PACK_TARGET_BYTES) this.#closeCurrent()
+    this.#current ??= new OpenPack(this.#options)
+    const { encoded, written } = this.#current.submit(pieces, plainBytes, work => this.#encode(work))
+    void written.catch((error: unknown) => this.#fail(error)).finally(() => this.#budget.give(plainBytes))
+    return encoded
+  }
+
+  async #encode(work: () => Promise<EncodedRecords>): Promise<EncodedRecords> {
+    return this.#encoder.add(work)
+  }
+
+  #closeCurrent(): void {
+    const pack = this.#current
+    if (pack === undefined) return
+    this.#current = undefined
+    const sealing = pack
+      .seal()
+      .catch(async (error: unknown) => {
+        this.#fail(error)
+        // What a failed sync left is not to be taken for a pack.
+        await pack.abandon()
+      })
+      .finally(() => this.#sealing.delete(sealing))
+    this.#sealing.add(sealing)
+  }
+
+  #fail(error: unknown): void {
+    this.#failure ??= { error }
+  }
+
+  #refuseFailed(): void {
+    if (this.#failure !== undefined) throw toError(this.#failure.error)
+  }
+}
+
+/** One pack file being written. Record numbers are given out at submission, because they are nonces. */
+class OpenPack {
+  readonly #options: PackWriterOptions
+  readonly #header: PackHeader
+  readonly #cipher: RecordCipher | undefined
+  readonly #entries: PackEntry[] = []
+  readonly #object: Promise<ObjectWriter>
+  #tail: Promise<unknown>
+  #nextRecord = 0
+  #plainPending = 0
+  #plainDone = 0
+  #written = 0
+
+  constructor(options: PackWriterOptions) {
+    const { keys, random } = options
+    const packId = random(PACK_ID_BYTES)
+    const encrypted = keys.idKey !== undefined
+    this.#options = options
+    this.#header = {
+      kind: options.kind,
+      encrypted,
+      storeId: options.storeId,
+      packId,
+      salt: encrypted ? random(SALT_BYTES) : new Uint8Array(SALT_BYTES),
+    }
+    this.#cipher = cipherOf(keys, options.storeId, this.#header)
+    this.#object = options.objects.create(packKeyOf(packId))
+    this.#tail = this.#object.then(object => object.append(encodePackHeader(this.#header)))
+    this.#tail.catch(() => undefined)
+  }
+
+  /** Size when all that was submitted is written, guessed from what was written so far. */
+  get expectedSize(): number {
+    const ratio = this.#plainDone === 0 ? 1 : this.#written / this.#plainDone
+    return this.#written + this.#plainPending * ratio
+  }
+
+  submit(
+    pieces: Pieces,
+    plainBytes: number,
+    encode: (work: () => Promise<EncodedRecords>) => Promise<EncodedRecords>,
+  ): { readonly encoded: Promise<number>; readonly written: Promise<void> } {
+    const firstRecord = this.#nextRecord
+    this.#nextRecord += pieces.spans.length / 2
+    this.#plainPending += plainBytes
+    const { level, keys } = this.#options
+    const records = encode(() =>
+      native().encodeRecords(pieces.bytes, pieces.spans, {
+        kind: pieces.kind,
+        ids: pieces.ids,
+        firstRecord,
+        level,
+        cipher: this.#cipher,
+        idKey: keys.idKey,
+        verify: true,
+      }),
+    )
+    const before = this.#tail
+    const written = (async () => {
+      // Both are awaited whatever happens, so that neither rejects unseen.
+      const [encoded, earlier] = await Promise.allSettled([records, before])
+      this.#plainPending -= plainBytes
+      if (earlier.status === 'rejected') throw toError(earlier.reason)
+      if (encoded.status === 'rejected') throw toError(encoded.reason)
+      await this.#write(encoded.value, pieces.ids, firstRecord)
+      this.#plainDone += plainBytes
+    })()
+    this.#tail = written
+    return { encoded: records.then(encoded => encoded.bytes.length), written }
+  }
+
+  async seal(): Promise<void> {
+    await this.#tail
+    const object = await this.#object
+    const footerOffset = object.size
+    const footer = encodePackFooter(this.#entries)
+    const trailer = encodePackTrailer({
+      footerOffset,
+      entryCount: this.#entries.length,
+      footerCrc: native().crc32c(footer),
+      packId: this.#header.packId,
+    })
+    await object.append(Buffer.concat([footer, trailer]))
+    const size = footerOffset + footer.length + PACK_TRAILER_BYTES
+    invariant(object.size === size, 'a pack has the size that its trailer tells')
+    await object.seal()
+    const state = { size, entryCount: this.#entries.length, kind: this.#header.kind, sealed: true }
+    await this.#options.onSealed(toHex(this.#header.packId), { header: this.#header, state, entries: this.#entries })
+  }
+
+  async abandon(): Promise<void> {
+    await this.#tail.catch(() => undefined)
+    await this.#object.then(
+      object => object.abandon(),
+      () => undefined,
+    )
+  }
+
+  async #write(encoded: EncodedRecords, ids: Uint8Array, firstRecord: number): Promise<void> {
+    const object = await this.#object
+    const start = object.size
+    await object.append(encoded.bytes)
+    this.#written = object.size
+    for (let index = 0; index < encoded.places.length / 2; index++) {
+      const at = encoded.places[2 * index] ?? 0
+      const length = encoded.places[2 * index + 1] ?? 0
+      const header = readRecordHeader(encoded.bytes, at)
+      invariant(
+        header.record === firstRecord + index && header.storedLength === length - RECORD_HEADER_BYTES,
+        'records are numbered and laid out as they were asked for',
+      )
+      this.#entries.push({ ...header, id: ids.slice(index * ID_BYTES, (index + 1) * ID_BYTES), offset: start + at })
+    }
+  }
+}
+
+/** [first piece, end, plain bytes) of parts that one encoder call takes. */
+function* slicesOf(spans: Uint32Array): Generator<readonly [number, number, number]> {
+  let from = 0
+  let plainBytes = 0
+  for (let piece = 0; piece < spans.length / 2; piece++) {
+    const length = spans[2 * piece + 1] ?? 0
+    if (plainBytes > 0 && plainBytes + length > SLICE_BYTES) {
+      yield [from, piece, plainBytes]
+      from = piece
+      plainBytes = 0
+    }
+    plainBytes += length
+  }
+  if (plainBytes > 0) yield [from, spans.length / 2, plainBytes]
+}
+
+function slicePieces(pieces: Pieces, from: number, to: number): Pieces {
+  const { bytes, spans, ids, kind } = pieces
+  return { bytes, kind, spans: spans.subarray(2 * from, 2 * to), ids: ids.subarray(ID_BYTES * from, ID_BYTES * to) }
+}
+
+function toError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason))
+}

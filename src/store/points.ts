@@ -1,0 +1,175 @@
+import { forEachLimited } from '../base/async.js'
+import { BackupError } from '../base/errors.js'
+import { fromHex, isHex } from '../base/hex.js'
+import { invariant } from '../base/invariant.js'
+import type { RandomSource } from '../base/random.js'
+import { damaged } from '../format/damage.js'
+import { decodeNotes, encodeNotes } from '../format/notes.js'
+import { SALT_BYTES } from '../format/pack.js'
+import { type PointExpectation, type PointSeal, decodePoint, encodePoint, isDomainUuid } from '../format/point.js'
+import type { PointContents, PointNotes, RecoveryPoint } from '../model/recovery-point.js'
+import type { StoreKeys } from './keys.js'
+import { notesKeyOf, pointKeyOf } from './layout.js'
+import type { ObjectStore } from './object-store.js'
+import type { PointCatalog } from './store-types.js'
+
+const READS_AT_ONCE = 8
+/** Decoded points kept in memory; they are immutable. */
+const MAX_CACHED = 4096
+
+export interface PointsOptions {
+  readonly objects: ObjectStore
+  readonly keys: StoreKeys
+  /** 32 hex characters. */
+  readonly storeId: string
+  readonly random: RandomSource
+}
+
+/** A point file that was found, readable or not. */
+interface FoundPoint {
+  readonly file: string
+  readonly point: RecoveryPoint | undefined
+  readonly error: Error | undefined
+}
+
+/** The point files of a store. */
+export class Points implements PointCatalog {
+  readonly #objects: ObjectStore
+  readonly #keys: StoreKeys
+  readonly #storeId: string
+  readonly #random: RandomSource
+  readonly #cache = new Map<string, RecoveryPoint>()
+
+  constructor(options: PointsOptions) {
+    this.#objects = options.objects
+    this.#keys = options.keys
+    this.#storeId = options.storeId
+    this.#random = options.random
+  }
+
+  async list(domainUuid?: string): Promise<RecoveryPoint[]> {
+    const points: RecoveryPoint[] = []
+    for (const { point, error } of await this.#find(domainUuid)) {
+      if (error !== undefined) throw error
+      if (point !== undefined) points.push(point)
+    }
+    return points.sort(byDomainAndSequence)
+  }
+
+  async unreadable(): Promise<{ readonly file: string; readonly error: Error }[]> {
+    const found = await this.#find(undefined)
+    return found.flatMap(({ file, error }) => (error === undefined ? [] : [{ file, error }]))
+  }
+
+  async latest(domainUuid: string): Promise<RecoveryPoint | undefined> {
+    return (await this.list(domainUuid)).at(-1)
+  }
+
+  async get(id: string): Promise<RecoveryPoint | undefined> {
+    if (!isHex(id, 32)) return undefined
+    const key = (await this.#objects.list('points')).find(candidate => candidate.endsWith(`/${id}.point`))
+    if (key === undefined) return undefined
+    const { point, error } = await this.#read(key)
+    if (error !== undefined) throw error
+    return point
+  }
+
+  async notes(point: RecoveryPoint): Promise<PointNotes> {
+    const bytes = await this.#objects.get(notesKeyOf(point.domain.uuid, point.id))
+    return bytes === undefined ? { tags: point.tags } : decodeNotes(point.id, bytes, this.#expectation())
+  }
+
+  async annotate(point: RecoveryPoint, notes: PointNotes): Promise<void> {
+    if ((await this.#objects.size(pointKeyOf(point.domain.uuid, point.id))) === undefined) {
+      throw new BackupError('E_NOT_FOUND', `recovery point ${point.id} is gone`)
+    }
+    await this.#objects.replace(notesKeyOf(point.domain.uuid, point.id), encodeNotes(point.id, notes, this.#seal()))
+  }
+
+  async remove(point: RecoveryPoint): Promise<void> {
+    // The commit goes first (I3, backwards); notes without a point mean nothing.
+    await this.#objects.remove(pointKeyOf(point.domain.uuid, point.id))
+    this.#cache.delete(pointKeyOf(point.domain.uuid, point.id))
+    await this.#objects.remove(notesKeyOf(point.domain.uuid, point.id))
+  }
+
+  /**
+   * The commit itself. The caller has made durable, and checked, everything
+   * that `contents` names (I1, I3), and holds the domain's lock.
+   */
+  async commit(contents: PointContents, runId: string): Promise<RecoveryPoint> {
+    invariant(isDomainUuid(contents.domain.uuid), 'a point belongs to a domain with a uuid')
+    const point: RecoveryPoint = {
+      ...contents,
+      id: Buffer.from(this.#random(16)).toString('hex'),
+      storeId: this.#storeId,
+      sequence: await this.#nextSequence(contents.domain.uuid),
+      runId,
+    }
+    const key = pointKeyOf(contents.domain.uuid, point.id)
+    const bytes = encodePoint(point, this.#seal())
+    // What cannot be read back must not become a commit.
+    const decoded = decodePoint(bytes, this.#expectation())
+    invariant(decoded.id === point.id && decoded.disks.length === point.disks.length, 'a point decodes to itself')
+    if (!(await this.#objects.putNew(key, bytes))) {
+      throw new BackupError('E_EXISTS', `${key} exists`, { why: 'Two recovery points drew the same random name.' })
+    }
+    this.#remember(key, decoded)
+    return decoded
+  }
+
+  async #nextSequence(domainUuid: string): Promise<number> {
+    const found = await this.#find(domainUuid)
+    const highest = found.reduce((most, { point }) => Math.max(most, point?.sequence ?? 0), 0)
+    // One that cannot be read had a number too.
+    return highest + 1 + found.filter(({ error }) => error !== undefined).length
+  }
+
+  async #find(domainUuid: string | undefined): Promise<FoundPoint[]> {
+    const keys = await this.#objects.list(domainUuid === undefined ? 'points' : `points/${domainUuid}`)
+    const found: FoundPoint[] = []
+    await forEachLimited(keys, READS_AT_ONCE, async key => {
+      if (key.endsWith('.point')) found.push(await this.#read(key))
+    })
+    return found
+  }
+
+  /** A file that cannot be decoded is an answer; a directory or disk that cannot be read rejects. */
+  async #read(key: string): Promise<FoundPoint> {
+    const cached = this.#cache.get(key)
+    if (cached !== undefined) return { file: key, point: cached, error: undefined }
+    const bytes = await this.#objects.get(key)
+    // Removed between listing and reading: then it is no point any more.
+    if (bytes === undefined) return { file: key, point: undefined, error: undefined }
+    try {
+      const point = decodePoint(bytes, this.#expectation())
+      if (pointKeyOf(point.domain.uuid, point.id) !== key) throw damaged(key, 'it has the name of another point')
+      this.#remember(key, point)
+      return { file: key, point, error: undefined }
+    } catch (error) {
+      if (!(error instanceof BackupError)) throw error
+      const named = new BackupError(error.code, `${key}: ${error.message}`, { cause: error, why: error.why })
+      return { file: key, point: undefined, error: named }
+    }
+  }
+
+  #remember(key: string, point: RecoveryPoint): void {
+    const oldest = this.#cache.keys().next()
+    if (this.#cache.size >= MAX_CACHED && oldest.done !== true) this.#cache.delete(oldest.value)
+    this.#cache.set(key, point)
+  }
+
+  #seal(): PointSeal {
+    const salt = this.#keys.idKey === undefined ? new Uint8Array(SALT_BYTES) : this.#random(SALT_BYTES)
+    return { storeId: fromHex(this.#storeId), salt, key: this.#keys.pointKey(salt) }
+  }
+
+  #expectation(): PointExpectation {
+    return { storeId: fromHex(this.#storeId), key: salt => this.#keys.pointKey(salt) }
+  }
+}
+
+function byDomainAndSequence(a: RecoveryPoint, b: RecoveryPoint): number {
+  if (a.domain.uuid !== b.domain.uuid) return a.domain.uuid < b.domain.uuid ? -1 : 1
+  return a.sequence - b.sequence || a.time - b.time || (a.id < b.id ? -1 : 1)
+}

@@ -1,0 +1,251 @@
+import { basename, dirname, join } from 'node:path'
+
+import { type Clock, systemClock } from '../base/clock.js'
+import { type DurableFs, localFs, makeDirectoryPath } from '../base/durable-fs.js'
+import { BackupError, type Warning } from '../base/errors.js'
+import { fromHex, toHex } from '../base/hex.js'
+import { invariant } from '../base/invariant.js'
+import { type RandomSource, systemRandom } from '../base/random.js'
+import { decodeCondemned } from '../format/condemned.js'
+import { ID_BYTES, RECORD_KIND } from '../format/record.js'
+import {
+  MAX_ZSTD_LEVEL,
+  type StoreFile,
+  decodeStoreFile,
+  encodeStoreFile,
+  featuresAgainstWriting,
+  isChunkSize,
+} from '../format/store-file.js'
+import { type DiskGeometry, type TreeRun, chunkLength } from '../model/disk-tree.js'
+import type { PointBlob, TreeRoot } from '../model/recovery-point.js'
+import { native } from '../native/binding.js'
+import { blobGeometry, isOneRecord } from './blobs.js'
+import { Draft } from './draft.js'
+import { IndexHolder, type IndexProvider } from './index-holder.js'
+import { type StoreKeys, plainKeys } from './keys.js'
+import { CONDEMNED_FILE, STORE_FILE, STORE_FOLDERS } from './layout.js'
+import { LevelProvider } from './level-provider.js'
+import { LocalObjects } from './local-objects.js'
+import { Locator } from './locator.js'
+import { NodeReader } from './node-reader.js'
+import type { ObjectStore } from './object-store.js'
+import { PackCatalog } from './pack-catalog.js'
+import { PackReader } from './pack-reader.js'
+import { Points } from './points.js'
+import { LeasedRun, Runs } from './runs.js'
+import type { ChunkSource, PointDraft, Run, StorePort, TreeDifference, TreeSide } from './store-types.js'
+import { diffTrees, walkTree } from './tree-walk.js'
+
+const DEFAULT_CHUNK_BYTES = 64 * 1024
+const DEFAULT_LEVEL = 1
+/** Firmware state, a kernel, an initrd: nothing of that comes near. */
+const MAX_BLOB_BYTES = 1024 * 1024 * 1024
+
+/** What a store is built from; tests replace parts. */
+export interface StoreParts {
+  readonly fs: DurableFs
+  readonly clock: Clock
+  readonly random: RandomSource
+  readonly index: IndexProvider
+  /** Degradations that do not stop anything: an index rebuilt, a place that cannot be written. */
+  readonly onNotice: (warning: Warning) => void
+  /** Opens the key slots of an encrypted store. Rejects with E_KEY. */
+  readonly unlock: (file: StoreFile) => Promise<StoreKeys>
+}
+
+export interface InitOptions extends Partial<StoreParts> {
+  /** A power of two from 64 KiB to 4 MiB. */
+  readonly chunkSize?: number | undefined
+  /** zstd level; 0 stores plain. */
+  readonly level?: number | undefined
+}
+
+export interface OpenOptions extends Partial<StoreParts> {
+  /** Where LevelDB is, when not in the store. */
+  readonly indexDirectory?: string | undefined
+}
+
+/** A store on local files. */
+export class Store implements StorePort {
+  readonly id: string
+  readonly chunkSize: number
+  readonly location: string
+  readonly encrypted: boolean
+  readonly points: Points
+  readonly runs: Runs
+  readonly chunks: ChunkSource
+  /** For those who maintain the store: gc, verify. */
+  readonly packs: PackCatalog
+  readonly index: IndexHolder
+  readonly objects: ObjectStore
+  readonly #file: StoreFile
+  readonly #keys: StoreKeys
+  readonly #random: RandomSource
+  readonly #locator: Locator
+  readonly #reader: PackReader
+  readonly #nodes: NodeReader
+
+  private constructor(location: string, file: StoreFile, keys: StoreKeys, parts: Omit<StoreParts, 'unlock'>) {
+    const storeId = fromHex(file.id)
+    const { fs, random } = parts
+    this.id = file.id
+    this.chunkSize = file.chunkSize
+    this.location = location
+    this.encrypted = keys.idKey !== undefined
+    this.objects = new LocalObjects({ fs, root: location, random })
+    this.points = new Points({ objects: this.objects, keys, storeId: file.id, random })
+    this.runs = new Runs({ fs, root: location, clock: parts.clock, random })
+    this.packs = new PackCatalog(this.objects, storeId)
+    this.index = new IndexHolder({ provider: parts.index, packs: this.packs, onNotice: parts.onNotice })
+    this.#locator = new Locator({ index: this.index, packs: this.packs, keys, storeId })
+    this.#reader = new PackReader({ objects: this.objects, index: this.index, locator: this.#locator, keys })
+    this.#nodes = new NodeReader(this.#reader)
+    this.#file = file
+    this.#keys = keys
+    this.#random = random
+    this.chunks = {
+      read: (ids, out, outSpans, signal) => this.#reader.read({ ids, out, outSpans, kind: RECORD_KIND.chunk }, signal),
+    }
+  }
+
+  /**
+   * Makes a store in a directory that is absent or empty; store.json comes
+   * last, so a store is whole or none. Rejects with E_USAGE, E_EXISTS (a store
+   * is there), E_REFUSED (something else is), E_NO_SPACE, E_IO.
+   */
+  static async init(location: string, options: InitOptions = {}): Promise<void> {
+    const { fs = localFs(native()), random = systemRandom, clock = systemClock } = options
+    const { chunkSize = DEFAULT_CHUNK_BYTES, level = DEFAULT_LEVEL } = options
+    if (!isChunkSize(chunkSize)) {
+      throw new BackupError('E_USAGE', `a chunk size of ${chunkSize} bytes is not possible`, {
+        hints: ['Choose a power of two from 64 KiB to 4 MiB.'],
+      })
+    }
+    if (!Number.isInteger(level) || level < 0 || level > MAX_ZSTD_LEVEL) {
+      throw new BackupError('E_USAGE', `there is no compression level ${level}`, {
+        hints: [`Choose one from 0 (none) to ${MAX_ZSTD_LEVEL}.`],
+      })
+    }
+    await makeDirectoryPath(fs, dirname(location), [basename(location)])
+    const names = await fs.list(location)
+    if (names.includes(STORE_FILE)) throw alreadyStore(location)
+    const strange = names.filter(name => !STORE_FOLDERS.some(folder => folder === name))
+    if (strange.length > 0) {
+      throw new BackupError('E_REFUSED', `${location} is not empty`, {
+        why: `It has ${strange.slice(0, 3).join(', ')}.`,
+        hints: ['Choose an empty directory.'],
+      })
+    }
+    for (const folder of STORE_FOLDERS) await makeDirectoryPath(fs, location, [folder])
+    const file: StoreFile = {
+      id: toHex(random(16)),
+      chunkSize,
+      hash: 'sha256',
+      level,
+      created: clock.now(),
+      features: { compat: [], readonlyCompat: [], incompat: [] },
+    }
+    const objects = new LocalObjects({ fs, root: location, random })
+    if (!(await objects.putNew(STORE_FILE, encodeStoreFile(file)))) throw alreadyStore(location)
+  }
+
+  /** Rejects with E_NO_STORE, E_STORE_FORMAT, E_DAMAGED, E_KEY. Writes nothing. */
+  static async open(location: string, options: OpenOptions = {}): Promise<Store> {
+    const { fs = localFs(native()), random = systemRandom, clock = systemClock } = options
+    const bytes = await fs.readWhole(join(location, STORE_FILE))
+    if (bytes === undefined) {
+      throw new BackupError('E_NO_STORE', `there is no store at ${location}`, {
+        why: `${join(location, STORE_FILE)} does not exist.`,
+        hints: ['Make one with init.', 'Check that its disk is mounted.'],
+      })
+    }
+    const file = decodeStoreFile(bytes)
+    const unlock = options.unlock ?? withoutKeys
+    const keys = await unlock(file)
+    const index = options.index ?? new LevelProvider(options.indexDirectory ?? join(location, 'index'))
+    return new Store(location, file, keys, { fs, random, clock, index, onNotice: options.onNotice ?? ignoreNotice })
+  }
+
+  async draft(run: Run): Promise<PointDraft> {
+    invariant(run instanceof LeasedRun, 'a draft needs a run of this store')
+    const strange = featuresAgainstWriting(this.#file)
+    if (strange.length > 0) {
+      throw new BackupError('E_STORE_FORMAT', 'this store may only be read by this version', {
+        why: `It uses ${strange.join(', ')}.`,
+        hints: ['Use a newer version to write to it.'],
+      })
+    }
+    await this.index.catchUp()
+    // I8: read after the lease is visible.
+    const condemned = await this.objects.get(CONDEMNED_FILE)
+    return new Draft({
+      run,
+      runs: this.runs,
+      points: this.points,
+      index: this.index,
+      locator: this.#locator,
+      nodes: this.#nodes,
+      chunkSize: this.chunkSize,
+      condemned: new Set(condemned === undefined ? [] : decodeCondemned(condemned).packIds.map(toHex)),
+      writer: {
+        objects: this.objects,
+        storeId: fromHex(this.id),
+        keys: this.#keys,
+        random: this.#random,
+        level: this.#file.level,
+      },
+    })
+  }
+
+  walkTree(root: TreeRoot, geometry: DiskGeometry, from?: number): AsyncIterable<TreeRun> {
+    return walkTree(this.#nodes, { root, geometry }, from)
+  }
+
+  diffTrees(a: TreeSide, b: TreeSide): AsyncIterable<TreeDifference> {
+    return diffTrees(this.#nodes, a, b)
+  }
+
+  async readBlob(blob: PointBlob): Promise<Uint8Array> {
+    if (blob.length > MAX_BLOB_BYTES) {
+      throw new BackupError('E_DAMAGED', `${blob.name} has the impossible length ${blob.length}`)
+    }
+    const out = new Uint8Array(blob.length)
+    if (blob.id.every(byte => byte === 0)) return out
+    const { signal } = new AbortController()
+    if (isOneRecord(blob.length)) {
+      const outSpans = Uint32Array.of(0, blob.length)
+      await this.#reader.read({ ids: blob.id, out, outSpans, kind: RECORD_KIND.blob }, signal)
+      return out
+    }
+    const geometry = blobGeometry(blob.length, this.chunkSize)
+    for await (const run of this.walkTree({ kind: 'node', id: blob.id }, geometry)) {
+      if (run.kind !== 'data') continue
+      const spans = Array.from({ length: run.ids.length / ID_BYTES }, (_, index) => [
+        (run.first + index) * geometry.chunkSize,
+        chunkLength(geometry, run.first + index),
+      ])
+      await this.chunks.read(run.ids, out, Uint32Array.from(spans.flat()), signal)
+    }
+    return out
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.index[Symbol.asyncDispose]()
+    await this.objects[Symbol.asyncDispose]()
+  }
+}
+
+function alreadyStore(location: string): BackupError {
+  return new BackupError('E_EXISTS', `there is a store at ${location} already`)
+}
+
+function withoutKeys(file: StoreFile): Promise<StoreKeys> {
+  if (file.keys !== undefined || file.hash !== 'sha256') {
+    return Promise.reject(new BackupError('E_KEY', 'this store is encrypted and no passphrase was given'))
+  }
+  return Promise.resolve(plainKeys)
+}
+
+function ignoreNotice(): void {
+  // Whoever wants to know passes onNotice.
+}

@@ -1,0 +1,59 @@
+import { TREE_FANOUT } from '../model/disk-tree.js'
+import type { TreeRoot } from '../model/recovery-point.js'
+import { damaged } from '../format/damage.js'
+import { ID_BYTES } from '../format/record.js'
+import { CHILD, type TreeNode } from '../format/tree-node.js'
+
+/** Loads tree nodes. */
+export interface NodeSource {
+  /** Nodes by id (32 bytes each), all of one level. Rejects with E_DAMAGED. */
+  load(ids: Uint8Array, level: number): Promise<TreeNode[]>
+}
+
+/** What stands in a tree for one subtree, or one chunk: a state, and an id where it is CHILD.id. */
+export interface TreeEntry {
+  readonly state: number
+  readonly id: Uint8Array | undefined
+}
+
+export const HOLE: TreeEntry = { state: CHILD.hole, id: undefined }
+export const ZERO: TreeEntry = { state: CHILD.zero, id: undefined }
+
+export function entryOfRoot(root: TreeRoot): TreeEntry {
+  switch (root.kind) {
+    case 'hole':
+      return HOLE
+    case 'zero':
+      return ZERO
+    case 'node':
+      return { state: CHILD.id, id: root.id }
+  }
+}
+
+export function rootOfEntry(entry: TreeEntry): TreeRoot {
+  if (entry.id !== undefined) return { kind: 'node', id: entry.id }
+  return { kind: entry.state === CHILD.zero ? 'zero' : 'hole' }
+}
+
+/** Chunks below one child of a node of `level`. */
+export function childSpan(level: number): number {
+  return TREE_FANOUT ** level
+}
+
+/** All children of a node, in order. */
+export function entriesOf(node: TreeNode): TreeEntry[] {
+  let at = 0
+  return Array.from(node.states, state => {
+    if (state !== CHILD.id) return state === CHILD.zero ? ZERO : HOLE
+    const id = node.ids.subarray(at, at + ID_BYTES)
+    at += ID_BYTES
+    return { state, id }
+  })
+}
+
+/** One node, checked to be of `level`. Rejects with E_DAMAGED. */
+export async function loadNode(nodes: NodeSource, id: Uint8Array, level: number): Promise<TreeNode> {
+  const [node] = await nodes.load(id, level)
+  if (node === undefined) throw damaged('a disk tree', 'a node is missing')
+  return node
+}
