@@ -27,7 +27,7 @@ export interface ModuleMap {
 export type Sources = ReadonlyMap<string, string>
 
 export function readSources(folder: string): Sources {
-  const paths = readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(path => path.endsWith('.ts'))
+  const paths = readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(path => /\.[cm]?ts$/.test(path))
   return new Map(paths.sort().map(path => [path, readFileSync(join(folder, path), 'utf8')]))
 }
 
@@ -86,7 +86,7 @@ class File {
   }
 
   #checkRelative(node: ts.Node, name: string, typeOnly: boolean): void {
-    const target = posix.join(posix.dirname(this.#path), name).replace(/\.js$/, '.ts')
+    const target = posix.join(posix.dirname(this.#path), name).replace(/\.([cm]?)js$/, '.$1ts')
     if (!this.#sources.has(target)) {
       this.#report(node, `imports ${name}, which is not in src/`)
       return

@@ -179,10 +179,7 @@ t.test('json progress is one object per line, progress once a second', async t =
   display.report({ kind: 'finished', subject: 'db01', status: 'failed', error: { code: 'E_NBD', message: 'gone' } })
   await display[Symbol.asyncDispose]()
 
-  const events = stream.text
-    .trim()
-    .split('\n')
-    .map(parseLine)
+  const events = stream.text.trim().split('\n').map(parseLine)
   t.strictSame(
     events.map(({ event }) => event),
     ['phase', 'progress', 'progress', 'result'],
