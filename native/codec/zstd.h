@@ -27,7 +27,8 @@ bool zstdDecompressInto(MutableBytes plain, Bytes frame);
 // Bytes that any frame of `plain_length` bytes fits in.
 size_t zstdBound(size_t plain_length) noexcept;
 
-// Whether compressing is hopeless, from a sample. May be wrong either way.
+// Whether, by a sample, bytes are spread so evenly that only repeats could make
+// `plain` smaller. false for anything short.
 bool looksIncompressible(Bytes plain) noexcept;
 
 }  // namespace virtvault

@@ -164,6 +164,14 @@ t.test('a piece that does not shrink by 1/32 is stored plain, and the whole reco
   t.ok((await encodeOne(text(65_536))).length < 65_536 / 32)
 })
 
+t.test('repeats of random bytes are found at every level', async t => {
+  const plain = randomBytes(32_768)
+  const twice = Buffer.concat([plain, plain])
+
+  for (const level of [1, 3, 6, 9]) t.ok((await encodeOne(twice, { level })).length < 40_000, `level ${level}`)
+  for (const level of [1, 3, 6, 9]) t.equal((await encodeOne(plain, { level }))[5], 0, `level ${level}`)
+})
+
 for (const [name, keys] of [
   ['plain', PLAIN_STORE],
   ['encrypted', ENCRYPTED_STORE],
