@@ -49,8 +49,14 @@ void NbdChannel::end() noexcept {
 
 void NbdChannel::deliver(Napi::Env env, Napi::Function, NbdChannel* channel, Message* message) {
   // Without an environment the queue is only being emptied, after the channel is gone.
-  if (static_cast<napi_env>(env) != nullptr) channel->settle(env, *message);
-  delete message;
+  const std::unique_ptr<Message> owned(message);
+  if (static_cast<napi_env>(env) == nullptr) return;
+  try {
+    channel->settle(env, *owned);
+  } catch (const Napi::Error&) {
+    // A worker that is being terminated refuses every call; nobody waits for
+    // the promise any more.
+  }
 }
 
 void NbdChannel::settle(Napi::Env env, Message& message) {
