@@ -3,21 +3,13 @@ import t from 'tap'
 import { collect } from '../../src/base/async.js'
 import { ExportReader } from '../../src/nbd/export-reader.js'
 import { requires } from '../harness/requires.js'
+import { firstWrongPattern } from './pattern.js'
 import { nbdkit, qemuNbd, run } from './servers.js'
 
 const MIB = 1024 * 1024
 const dir = t.testdir()
 const never = new AbortController().signal
 const options = { exportName: '', connections: 4, requestTimeoutMs: 10_000 }
-
-/** nbdkit's pattern: each aligned 8 bytes hold their own offset, big-endian. */
-function firstWrongPattern(bytes: Uint8Array, offset: number): number {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  for (let at = 0; at < bytes.length; at += 8) {
-    if (Number(view.getBigUint64(at)) !== offset + at) return offset + at
-  }
-  return -1
-}
 
 t.test('several connections read what one would', requires('nbdkit'), async t => {
   const { socket } = await nbdkit(t, dir, ['pattern', '64M'])

@@ -22,9 +22,15 @@ export function socketPath(dir: string): string {
 }
 
 /** nbdkit with these arguments (filters, plugin, parameters), listening by the time it is returned. */
-export function nbdkit(t: Test, dir: string, args: readonly string[]): Promise<Server> {
+export function nbdkit(
+  t: Test,
+  dir: string,
+  args: readonly string[],
+  options: { readonly overTcp?: boolean } = {},
+): Promise<Server> {
   const socket = socketPath(dir)
-  return start(t, 'nbdkit', ['-f', '--exit-with-parent', '-U', socket, '-P', `${socket}.pid`, ...args], socket)
+  const where = options.overTcp === true ? [] : ['-U', socket]
+  return start(t, 'nbdkit', ['-f', '--exit-with-parent', ...where, '-P', `${socket}.pid`, ...args], socket)
 }
 
 /** qemu-nbd on `image`, for many connections. */
