@@ -23,7 +23,7 @@ export interface ExportOptions {
   readonly exportName: string
   /** Name of the exported bitmap (`exportbitmap`), not of the checkpoint. */
   readonly dirtyBitmap?: string | undefined
-  /** At most this many connections; one where the server does not promise that several see the same. */
+  /** At most this many connections; one where the server does not promise that several see the same, fewer where it takes no more. */
   readonly connections: number
   readonly requestTimeoutMs: number
   readonly clock?: Clock | undefined
@@ -69,7 +69,8 @@ export class ExportReader implements AsyncDisposable {
     try {
       const { size, canMultiConn } = first.connection
       while (canMultiConn && lanes.length < options.connections) {
-        const lane = await Lane.open(connect, signal, options.clock)
+        const lane = await openAnother(connect, signal, options.clock)
+        if (lane === undefined) break
         lanes.push(lane)
         if (lane.connection.size !== size) {
           throw new BackupError(
@@ -174,5 +175,16 @@ export class ExportReader implements AsyncDisposable {
     if (this.#signals.has(signal)) return
     this.#signals.add(signal)
     signal.addEventListener('abort', this.#abort, { once: true })
+  }
+}
+
+/** Nothing where the server takes no more connections; one is enough. */
+async function openAnother(options: NbdConnectOptions, signal: AbortSignal, clock?: Clock): Promise<Lane | undefined> {
+  try {
+    return await Lane.open(options, signal, clock)
+  } catch (error) {
+    throwIfAborted(signal)
+    if (error instanceof BackupError && error.code === 'E_NBD') return undefined
+    throw error
   }
 }
