@@ -14,6 +14,7 @@ export interface Envelope {
   readonly ok: boolean
   readonly status: 'success' | 'partial' | 'failed' | 'skipped'
   readonly exit: number
+  readonly [field: string]: unknown
 }
 
 /**
@@ -38,6 +39,11 @@ export abstract class BaseCommand extends Command {
       terminal: { stdoutIsTty: process.stdout.isTTY, stderrIsTty: process.stderr.isTTY },
     })
     return Session.open(settings, { interruption: this.#interruption, title: this.#typedName() })
+  }
+
+  /** 129, 130 or 143 where a signal asked this run to end. */
+  protected get interruptedExit(): number | undefined {
+    return this.#interruption.exit
   }
 
   /** Sets the exit code that the document claims, and gives it back to be printed by `--json`. */

@@ -36,6 +36,19 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     summary: 'Show everything about one recovery point',
     load: () => import('../commands/show.js'),
   },
+  {
+    id: 'restore',
+    group: 'DAILY',
+    summary: 'Write the disks of a recovery point as images',
+    hiddenAliases: ['extract'],
+    load: () => import('../commands/restore.js'),
+  },
+  {
+    id: 'init',
+    group: 'SET UP',
+    summary: 'Create a store',
+    load: () => import('../commands/init.js'),
+  },
 ]
 
 /** First words of commands that have several. */

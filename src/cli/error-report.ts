@@ -102,5 +102,7 @@ function usageMessage(message: string): string {
     .replace(/\n?See more help with --help/, '')
     .replace(/^Parsing (--\S+) \n\t/, '$1: ')
     .replace(/^Nonexistent flag(s?):/, 'unknown flag$1:')
+    .replace(/^The following errors? occurred:\n\s*/, '')
+    .replace(/Missing required flag (\S+)/g, 'the flag --$1 is missing')
     .trim()
 }

@@ -13,14 +13,20 @@ export interface Column {
  */
 export function renderTable(columns: readonly Column[], rows: readonly (readonly string[])[]): string[] {
   if (rows.length === 0) return []
-  const cells = [columns.map(column => column.title), ...rows].map(row => row.map(printable))
-  const widths = columns.map((_, index) => Math.max(...cells.map(row => width(row[index] ?? ''))))
+  const right = columns.flatMap(({ align }, index) => (align === 'right' ? [index] : []))
+  return renderRows([columns.map(({ title }) => title), ...rows], right)
+}
+
+/** As renderTable(), without titles; columns in `right` are aligned to the right. */
+export function renderRows(rows: readonly (readonly string[])[], right: readonly number[] = []): string[] {
+  const cells = rows.map(row => row.map(printable))
+  const widths = (cells[0] ?? []).map((_, index) => Math.max(...cells.map(row => width(row[index] ?? ''))))
   return cells.map(row =>
-    columns
-      .map((column, index) => {
+    widths
+      .map((columnWidth, index) => {
         const cell = row[index] ?? ''
-        const padding = ' '.repeat((widths[index] ?? 0) - width(cell))
-        return column.align === 'right' ? padding + cell : cell + padding
+        const padding = ' '.repeat(columnWidth - width(cell))
+        return right.includes(index) ? padding + cell : cell + padding
       })
       .join('  ')
       .trimEnd(),

@@ -71,7 +71,12 @@ export class Session implements AsyncDisposable {
     }
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** Ends the display, so that what is printed now stands below it. */
+  async endProgress(): Promise<void> {
     await this.progress[Symbol.asyncDispose]()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.endProgress()
   }
 }

@@ -38,7 +38,7 @@ export default class ListCommand extends BaseCommand {
     const youngerThan = flags.since === undefined ? Infinity : parseDuration(flags.since)
     await using session = await this.session(flags)
     const { openStore } = await import('../cli/wire.js')
-    await using store = await openStore(session.settings)
+    await using store = await openStore(session)
 
     const now = session.clock.now()
     const unreadable = await store.points.unreadable()

@@ -2,7 +2,7 @@ import * as Args from '@oclif/core/args'
 
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import { EXIT } from '../cli/exit-codes.js'
-import { formatLocalTime, renderTable } from '../cli/output.js'
+import { formatLocalTime, renderRows, renderTable } from '../cli/output.js'
 import { findPoint } from '../cli/points.js'
 import { type NotedPoint, pointDocument, sumOf, verifiedText } from '../cli/point-view.js'
 import { formatDuration } from '../model/duration.js'
@@ -27,7 +27,7 @@ export default class ShowCommand extends BaseCommand {
     const { args, flags } = await this.parse(ShowCommand)
     await using session = await this.session(flags)
     const { openStore } = await import('../cli/wire.js')
-    await using store = await openStore(session.settings)
+    await using store = await openStore(session)
 
     const { noted } = await findPoint(store, args.point)
 
@@ -85,7 +85,7 @@ function describe({ point, notes }: NotedPoint): string[] {
       disk.source.path,
     ]),
   )
-  const [, ...lines] = renderTable([{ title: '' }, { title: '' }], shown)
+  const lines = renderRows(shown)
   return [
     ...lines,
     '',

@@ -116,7 +116,7 @@ function domainsOfGroup(
 function nothingMatches(text: string, domains: readonly DomainRef[]): BackupError {
   const names = domains.map(domain => domain.name)
   return new BackupError('E_NOT_FOUND', `no domain matches "${text}".${didYouMean(text, names)}`, {
-    hints: ['virtvault domain list shows the domains'],
+    hints: ['virsh list --all shows the domains'],
   })
 }
 

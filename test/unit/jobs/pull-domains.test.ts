@@ -1,0 +1,99 @@
+import t from 'tap'
+
+import { systemClock } from '../../../src/base/clock.js'
+import { BackupError } from '../../../src/base/errors.js'
+import type { ProgressEvent } from '../../../src/jobs/progress.js'
+import { pullDomains } from '../../../src/jobs/pull-domains.js'
+import type { PullResult } from '../../../src/jobs/pull-job.js'
+import type { PullRequest } from '../../../src/jobs/pull-ports.js'
+
+const requestOf = (name: string): PullRequest => ({
+  domain: { uuid: `uuid of ${name}`, name },
+  wish: { mode: 'auto', only: [], except: [] },
+  freeze: { mode: 'off', mountpoints: [], timeoutSeconds: 1 },
+  scratchLimits: { minFreeBytes: 0, maxUsedBytes: undefined, intervalMs: 1 },
+  tags: [],
+})
+
+function resultFor(request: PullRequest, warnings: PullResult['warnings'] = []): PullResult {
+  return {
+    warnings,
+    point: {
+      id: 'f'.repeat(32),
+      storeId: '0'.repeat(32),
+      sequence: 1,
+      runId: 'r',
+      domain: request.domain,
+      time: 0,
+      mode: 'full',
+      consistency: { kind: 'crash' },
+      disks: [],
+      skipped: [],
+      blobs: [],
+      warnings: [],
+      durationMs: 0,
+      tags: [],
+      toolVersion: '0',
+    },
+  }
+}
+
+function portsWith(run: (request: PullRequest) => Promise<PullResult>) {
+  const events: ProgressEvent[] = []
+  const progress = { report: (event: ProgressEvent) => void events.push(event) }
+  return { events, ports: { job: { run }, progress, clock: systemClock } }
+}
+
+const { signal } = new AbortController()
+
+t.test('a domain that fails does not keep the others back', async t => {
+  const { ports, events } = portsWith(async request => {
+    if (request.domain.name === 'b') throw new BackupError('E_AGENT', 'silent')
+    return resultFor(request)
+  })
+
+  const outcomes = await pullDomains(ports, { requests: ['a', 'b', 'c'].map(requestOf), parallel: 1 }, signal)
+
+  t.match(outcomes, [
+    { status: 'success', domain: { name: 'a' } },
+    { status: 'failed', error: { code: 'E_AGENT' } },
+    { status: 'success', domain: { name: 'c' } },
+  ])
+  t.equal(events.filter(({ kind }) => kind === 'finished').length, 3)
+})
+
+t.test('no more domains run at once than asked for', async t => {
+  let running = 0
+  let most = 0
+  const { ports } = portsWith(async request => {
+    most = Math.max(most, ++running)
+    await new Promise(resolve => setImmediate(resolve))
+    running--
+    return resultFor(request)
+  })
+
+  await pullDomains(ports, { requests: ['a', 'b', 'c', 'd', 'e'].map(requestOf), parallel: 2 }, signal)
+
+  t.equal(most, 2)
+})
+
+t.test('after an abort no further domain is begun', async t => {
+  const controller = new AbortController()
+  const begun: string[] = []
+  const { ports } = portsWith(async request => {
+    begun.push(request.domain.name)
+    controller.abort(new BackupError('E_INTERRUPTED', 'enough'))
+    throw controller.signal.reason
+  })
+
+  const outcomes = await pullDomains(ports, { requests: ['a', 'b'].map(requestOf), parallel: 1 }, controller.signal)
+
+  t.strictSame(begun, ['a'])
+  t.match(outcomes, [{ error: { code: 'E_INTERRUPTED' } }, { error: { code: 'E_INTERRUPTED' } }])
+})
+
+t.test('a point that lacks a disk is partial', async t => {
+  const { ports } = portsWith(async request => resultFor(request, [{ code: 'W_DISK_SKIPPED', message: 'vdb' }]))
+
+  t.match(await pullDomains(ports, { requests: [requestOf('a')], parallel: 1 }, signal), [{ status: 'partial' }])
+})
