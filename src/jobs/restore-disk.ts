@@ -1,4 +1,5 @@
 import { throwIfAborted } from '../base/async.js'
+import { BufferPool } from '../base/buffer-pool.js'
 import { invariant } from '../base/invariant.js'
 import type { ImagePiece, ImageWriter } from '../image/image-writer.js'
 import { chunkCount, chunkLength, type DiskGeometry, TREE_FANOUT, type TreeRun } from '../model/disk-tree.js'
@@ -38,7 +39,7 @@ export interface DiskRestore {
 export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Promise<void> {
   const { geometry, image } = restore
   const limits = { bytes: Math.max(WINDOW_BYTES, geometry.chunkSize), items: WINDOW_ITEMS, zeros: !image.startsZeroed }
-  const free = new BufferStack(limits.bytes, READ_AHEAD + 1)
+  const pool = new BufferPool(READ_AHEAD + 1, limits.bytes)
   const underWay: { readonly window: RestoreWindow; readonly buffer: Uint8Array; readonly read: Promise<void> }[] = []
   let written = 0
 
@@ -48,7 +49,7 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
     await oldest.read
     await writeWindow(image, oldest, signal)
     underWay.shift()
-    free.give(oldest.buffer)
+    pool.give(oldest.buffer)
     written += oldest.window.bytes
     restore.onProgress(oldest.window.end, written)
   }
@@ -57,7 +58,7 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
     for await (const window of cutWindows(walkAll(restore), geometry, limits)) {
       throwIfAborted(signal)
       if (underWay.length > READ_AHEAD) await writeOldest()
-      const buffer = free.take()
+      const buffer = await pool.take(signal)
       const read = readWindow(restore, { window, buffer }, signal)
       // Awaited in order above; until then a failure must not count as unhandled.
       read.catch(() => undefined)
@@ -145,28 +146,4 @@ function byteRange(geometry: DiskGeometry, chunks: { readonly first: number; rea
   const last = chunks.first + chunks.count - 1
   const offset = chunks.first * geometry.chunkSize
   return { offset, length: last * geometry.chunkSize + chunkLength(geometry, last) - offset }
-}
-
-/** Buffers of one disk, made when first needed and used again and again. */
-class BufferStack {
-  readonly #size: number
-  readonly #free: Uint8Array[] = []
-  #unmade: number
-
-  constructor(size: number, limit: number) {
-    this.#size = size
-    this.#unmade = limit
-  }
-
-  take(): Uint8Array {
-    const free = this.#free.pop()
-    if (free !== undefined) return free
-    invariant(this.#unmade > 0, 'more windows under way than buffers')
-    this.#unmade--
-    return new Uint8Array(this.#size)
-  }
-
-  give(buffer: Uint8Array): void {
-    this.#free.push(buffer)
-  }
 }
