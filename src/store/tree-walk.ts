@@ -1,3 +1,4 @@
+import { errorCodeOf } from '../base/errors.js'
 import { TREE_FANOUT, type TreeRun, chunkCount, treeDepth } from '../model/disk-tree.js'
 import { ID_BYTES } from '../format/record.js'
 import { CHILD, type TreeNode } from '../format/tree-node.js'
@@ -11,13 +12,19 @@ const FIRST_WINDOW = 4
 export async function* walkTree(nodes: NodeSource, side: TreeSide, from = 0): AsyncGenerator<TreeRun> {
   const walk = new TreeWalk(nodes, from, chunkCount(side.geometry))
   let last: TreeRun | undefined
-  for await (const run of walk.subtree(entryOfRoot(side.root), treeDepth(side.geometry), 0)) {
-    if (last !== undefined && last.kind === run.kind && run.kind !== 'data') {
-      last = { kind: run.kind, first: last.first, count: last.count + run.count }
-      continue
+  try {
+    for await (const run of walk.subtree(entryOfRoot(side.root), treeDepth(side.geometry), 0)) {
+      if (last !== undefined && last.kind === run.kind && run.kind !== 'data') {
+        last = { kind: run.kind, first: last.first, count: last.count + run.count }
+        continue
+      }
+      if (last !== undefined) yield last
+      last = run
     }
+  } catch (error) {
+    // Whoever goes on behind a lost node must have got everything before it.
     if (last !== undefined) yield last
-    last = run
+    throw error
   }
   if (last !== undefined) yield last
 }
@@ -57,7 +64,7 @@ class TreeWalk {
     for (let at = 0; at < wanted.length; at += window, window = TREE_FANOUT) {
       const part = wanted.slice(at, at + window)
       const named = part.map(child => child.entry.id).filter(id => id !== undefined)
-      const loaded = named.length === 0 ? [] : await this.#nodes.load(Buffer.concat(named), node.level - 1)
+      const loaded = await this.#loadTogether(named, node.level - 1)
       let next = 0
       for (const child of part) {
         if (child.entry.id === undefined) {
@@ -65,9 +72,20 @@ class TreeWalk {
           if (run !== undefined) yield run
           continue
         }
-        const below = loaded[next++]
+        const below = loaded?.[next++] ?? (await this.#nodes.load(child.entry.id, node.level - 1))[0]
         if (below !== undefined) yield* this.#children(below, child.first)
       }
+    }
+  }
+
+  /** undefined where one of them is lost: then they are loaded one by one, so that those before it are had. */
+  async #loadTogether(ids: readonly Uint8Array[], level: number): Promise<TreeNode[] | undefined> {
+    if (ids.length === 0) return []
+    try {
+      return await this.#nodes.load(Buffer.concat(ids), level)
+    } catch (error) {
+      if (errorCodeOf(error) !== 'E_DAMAGED') throw error
+      return undefined
     }
   }
 
