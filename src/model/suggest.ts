@@ -10,7 +10,9 @@ export function suggest(word: string, candidates: Iterable<string>): string | un
   let bestDistance = Infinity
   for (const candidate of candidates) {
     const lower = candidate.toLowerCase()
-    const distance = editDistance(wanted, lower)
+    // A word that was cut short is one slip.
+    const isCut = wanted.length >= 3 && lower.startsWith(wanted)
+    const distance = isCut ? Math.min(1, editDistance(wanted, lower)) : editDistance(wanted, lower)
     if (distance < bestDistance && distance <= limit && distance < lower.length) {
       best = candidate
       bestDistance = distance
