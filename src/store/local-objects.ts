@@ -2,13 +2,18 @@ import { dirname, join } from 'node:path'
 
 import { type AppendFile, type DurableFs, type ReadFile, makeDirectoryPath, publishFile } from '../base/durable-fs.js'
 import { BackupError, errorCodeOf } from '../base/errors.js'
-import { toHex } from '../base/hex.js'
+import { isHex, toHex } from '../base/hex.js'
 import type { RandomSource } from '../base/random.js'
 import type { ObjectStore, ObjectWriter } from './object-store.js'
 
 /** Open files kept for reading. */
 const MAX_OPEN_FILES = 64
 const TEMPORARY_PREFIX = '.tmp-'
+
+/** Whether a file is what an interrupted write left; it means nothing and may be removed once its writer is dead. */
+export function isLeftover(name: string): boolean {
+  return name.startsWith(TEMPORARY_PREFIX) && isHex(name.slice(TEMPORARY_PREFIX.length), 32)
+}
 
 export interface LocalObjectsOptions {
   readonly fs: DurableFs

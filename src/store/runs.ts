@@ -168,14 +168,21 @@ export class LeasedRun implements Run {
   async finish(): Promise<void> {
     if (this.#finished) return
     this.#finished = true
-    await removeRun(this.#fs, this.#directory, this.id)
-    await this.#lock[Symbol.asyncDispose]()
+    try {
+      await removeRun(this.#fs, this.#directory, this.id)
+    } finally {
+      await this.#lock[Symbol.asyncDispose]()
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#finished) return
-    if (this.#hasJournal) await this.#lock[Symbol.asyncDispose]()
-    else await this.finish()
+    if (this.#hasJournal) {
+      await this.#lock[Symbol.asyncDispose]()
+      return
+    }
+    // What could not be removed is a dead run without a journal; the failure that led here says more.
+    await this.finish().catch(() => undefined)
   }
 }
 

@@ -25,7 +25,7 @@ import { IndexHolder, type IndexProvider } from './index-holder.js'
 import { type StoreKeys, plainKeys } from './keys.js'
 import { CONDEMNED_FILE, STORE_FILE, STORE_FOLDERS } from './layout.js'
 import { LevelProvider } from './level-provider.js'
-import { LocalObjects } from './local-objects.js'
+import { LocalObjects, isLeftover } from './local-objects.js'
 import { Locator } from './locator.js'
 import { NodeReader } from './node-reader.js'
 import type { ObjectStore } from './object-store.js'
@@ -129,13 +129,14 @@ export class Store implements StorePort {
     await makeDirectoryPath(fs, dirname(location), [basename(location)])
     const names = await fs.list(location)
     if (names.includes(STORE_FILE)) throw alreadyStore(location)
-    const strange = names.filter(name => !STORE_FOLDERS.some(folder => folder === name))
+    const strange = names.filter(name => !STORE_FOLDERS.some(folder => folder === name) && !isLeftover(name))
     if (strange.length > 0) {
       throw new BackupError('E_REFUSED', `${location} is not empty`, {
         why: `It has ${strange.slice(0, 3).join(', ')}.`,
         hints: ['Choose an empty directory.'],
       })
     }
+    for (const name of names.filter(isLeftover)) await fs.remove(join(location, name))
     for (const folder of STORE_FOLDERS) await makeDirectoryPath(fs, location, [folder])
     const file: StoreFile = {
       id: toHex(random(16)),

@@ -30,8 +30,9 @@ export function entryOfRoot(root: TreeRoot): TreeEntry {
   }
 }
 
+/** The id is a copy: it outlives the node that it was taken from. */
 export function rootOfEntry(entry: TreeEntry): TreeRoot {
-  if (entry.id !== undefined) return { kind: 'node', id: entry.id }
+  if (entry.id !== undefined) return { kind: 'node', id: Uint8Array.from(entry.id) }
   return { kind: entry.state === CHILD.zero ? 'zero' : 'hole' }
 }
 

@@ -86,7 +86,7 @@ export async function putDisk(
     await tree.putChunks(Float64Array.from(batch.map(([index]) => index)), stored)
     batch = []
   }
-  for (const [index, seed] of changes) {
+  for (const [index, seed] of [...changes].sort(([a], [b]) => a - b)) {
     if (seed === -1) {
       await flush()
       await tree.putRun(index, 1, 'hole')
