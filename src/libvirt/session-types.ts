@@ -101,9 +101,10 @@ export interface BackupSessionPort extends AsyncDisposable {
    * Ends the job: call it when the last byte is read and every NBD connection
    * is closed (an unread reply at that moment freezes the whole guest). Waits
    * until libvirt has removed scratch and socket, and resumes the domain if it
-   * was paused for want of scratch during this session. Idempotent. Rejects
-   * with E_TIMEOUT where the job is still there after two minutes, and with
-   * E_DOMAIN_BUSY where the active job is not ours, which it leaves alone.
+   * was paused for want of scratch during this session. Idempotent. A job that
+   * is not ours is left alone: then ours is over, and the reads have said
+   * whether it was so too early. Rejects with E_TIMEOUT where the job is still
+   * there after two minutes.
    */
   end(): Promise<void>
   /** The commit: the new checkpoint stays when the scope is left. Call it when the recovery point is durable. */

@@ -1,0 +1,195 @@
+import { lstat, unlink } from 'node:fs/promises'
+
+import { BackupError, messageOf } from '../base/errors.js'
+import type { DomainRef } from '../model/recovery-point.js'
+import { parseBackupXml, type BackupDescription } from './backup-xml.js'
+import type { VirtJobStats } from '../native/virt.js'
+import { isConnectionLoss, isDomainGone, libvirtFailure, type Hypervisor } from './hypervisor.js'
+
+/** A guest that reboots with an agent channel delays the end by 30 s per event: LIBVIRT.md §1.6. */
+const JOB_END_TIMEOUT_MS = 120_000
+const FIRST_POLL_MS = 10
+const LAST_POLL_MS = 500
+const STUCK_AFTER_MS = 5_000
+
+/** virDomainState and its reasons. */
+const STATE_PAUSED = 3
+const PAUSED_IOERROR = 5
+/** VIR_ERR_INTERNAL_ERROR: "backup job data missing". */
+const INTERNAL_ERROR = 1
+/** virDomainJobOperation. */
+const BACKUP_OPERATION = 9
+const OPERATIONS: ReadonlyMap<number, string> = new Map([
+  [1, 'start'],
+  [2, 'save'],
+  [3, 'restore'],
+  [4, 'incoming migration'],
+  [5, 'migration'],
+  [6, 'snapshot'],
+  [7, 'snapshot revert'],
+  [8, 'dump'],
+  [BACKUP_OPERATION, 'backup'],
+])
+
+/** The backup job that runs, if one does; undefined also where the domain does not. */
+export async function runningBackup(hypervisor: Hypervisor, domain: DomainRef): Promise<BackupDescription | undefined> {
+  try {
+    const xml = await hypervisor.call(connection => connection.backupXml(domain.uuid))
+    return xml === undefined ? undefined : parseBackupXml(xml)
+  } catch (error) {
+    if (isDomainGone(error)) return undefined
+    throw error
+  }
+}
+
+/**
+ * Throws E_DOMAIN_BUSY where any job of the domain, or a block job of one of
+ * `targets`, runs: libvirt would let begin wait 30 s for the first and then
+ * say no less. E_LIBVIRT_STUCK where libvirt lost its own record of a backup.
+ */
+export async function refuseBusy(hypervisor: Hypervisor, domain: DomainRef, targets: readonly string[]): Promise<void> {
+  const stats = await jobStats(hypervisor, domain)
+  if (stats.type !== 0) {
+    const operation = OPERATIONS.get(stats.operation) ?? 'job'
+    throw busy(domain, `a ${operation} is under way since ${Math.round(stats.elapsedMs / 1000)} s`)
+  }
+  for (const target of targets) {
+    const type = await hypervisor.call(connection => connection.blockJobType(domain.uuid, target))
+    if (type !== undefined) throw busy(domain, `disk ${target} has a block job (type ${type})`)
+  }
+}
+
+/**
+ * Ends the backup job that serves on `socket` (a name that nobody else made up)
+ * and waits until it is gone. A job with another socket is not ours and is left
+ * alone; `false` says that none of ours was there. Rejects with E_TIMEOUT.
+ */
+export async function endOwnJob(hypervisor: Hypervisor, domain: DomainRef, socket: string): Promise<boolean> {
+  const { clock } = hypervisor
+  const deadline = clock.monotonic() + JOB_END_TIMEOUT_MS
+  const isOver = () => clock.monotonic() > deadline
+  let found = false
+  for (let pause = FIRST_POLL_MS; ; pause = Math.min(2 * pause, LAST_POLL_MS)) {
+    // A daemon that restarts, or that waits for QEMU itself, is asked again.
+    const state = await ownJobState(hypervisor, domain, socket).catch((error: unknown) => {
+      if (isOver() || !isPassing(error)) throw error
+      return 'unknown' as const
+    })
+    if (state === 'none') break
+    if (state === 'running') {
+      found = true
+      await hypervisor.call(connection => connection.abortJob(domain.uuid)).catch(ignorePassing)
+    }
+    if (isOver()) throw jobTimeout(domain)
+    await clock.sleep(pause)
+  }
+  return found
+}
+
+/**
+ * Resumes the domain where an I/O error has paused it. Only after a job of ours
+ * has ended, and only where it was not paused so before: then it was our
+ * scratch that was full.
+ */
+export async function resumeAfterJob(hypervisor: Hypervisor, domain: DomainRef): Promise<boolean> {
+  if (!(await isPausedForSpace(hypervisor, domain))) return false
+  await hypervisor.call(connection => connection.resumeDomain(domain.uuid)).catch(ignoreGone)
+  return true
+}
+
+/** Paused by an I/O error: a full disk of the host, or a full scratch. */
+export async function isPausedForSpace(hypervisor: Hypervisor, domain: DomainRef): Promise<boolean> {
+  try {
+    const info = await hypervisor.call(connection => connection.lookupDomain(domain.uuid))
+    return info.state === STATE_PAUSED && info.reason === PAUSED_IOERROR
+  } catch (error) {
+    if (isDomainGone(error)) return false
+    throw error
+  }
+}
+
+/**
+ * Removes what a job left on this machine: the socket of a QEMU that died, a
+ * scratch file after a crash of the host. `paths` were made up at random for
+ * one job, so on a remote hypervisor's behalf this finds nothing. Returns what
+ * could not be removed, one line each.
+ */
+export async function removeLeftovers(paths: readonly string[]): Promise<readonly string[]> {
+  const failures: string[] = []
+  for (const path of paths) {
+    try {
+      const entry = await lstat(path)
+      if (entry.isFile() || entry.isSocket()) await unlink(path)
+    } catch (error) {
+      const isAbsent =
+        error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ENOTDIR')
+      if (!isAbsent) failures.push(`cannot remove ${path}: ${messageOf(error)}`)
+    }
+  }
+  return failures
+}
+
+/**
+ * libvirt forgets a backup a moment before it forgets that a job runs, and
+ * cannot describe the job in between; where that lasts, the daemon was killed
+ * inside begin.
+ */
+async function jobStats(hypervisor: Hypervisor, domain: DomainRef): Promise<VirtJobStats> {
+  const deadline = hypervisor.clock.monotonic() + STUCK_AFTER_MS
+  for (;;) {
+    try {
+      return await hypervisor.call(connection => connection.jobStats(domain.uuid))
+    } catch (error) {
+      if (libvirtFailure(error)?.libvirtCode !== INTERNAL_ERROR) throw error
+      if (hypervisor.clock.monotonic() > deadline) throw stuck(domain, error)
+      await hypervisor.clock.sleep(LAST_POLL_MS)
+    }
+  }
+}
+
+type JobState = 'none' | 'running' | 'unknown'
+
+/** `unknown`: no backup is described any more, but libvirt has not finished with the job. */
+async function ownJobState(hypervisor: Hypervisor, domain: DomainRef, socket: string): Promise<JobState> {
+  const running = await runningBackup(hypervisor, domain)
+  if (running !== undefined) return running.socket === socket ? 'running' : 'none'
+  const stats = await hypervisor.call(connection => connection.jobStats(domain.uuid)).catch(ignoreGone)
+  return stats === undefined || stats.type === 0 || stats.operation !== BACKUP_OPERATION ? 'none' : 'unknown'
+}
+
+/** Worth asking again: the daemon is away, its lock is taken, or it is between two states. */
+function isPassing(error: unknown): boolean {
+  if (isConnectionLoss(error)) return true
+  const failure = libvirtFailure(error)
+  return failure?.code === 'E_DOMAIN_BUSY' || failure?.libvirtCode === INTERNAL_ERROR
+}
+
+function ignorePassing(error: unknown): undefined {
+  if (!isDomainGone(error) && !isPassing(error)) throw error
+}
+
+function ignoreGone(error: unknown): undefined {
+  if (!isDomainGone(error)) throw error
+}
+
+function stuck(domain: DomainRef, error: unknown): BackupError {
+  return new BackupError('E_LIBVIRT_STUCK', `libvirt lost its record of a backup job of ${domain.name}`, {
+    why: messageOf(error),
+    hints: ['stop the domain, restart libvirt, start the domain; nothing less is known to help'],
+    cause: error,
+  })
+}
+
+function jobTimeout(domain: DomainRef): BackupError {
+  return new BackupError('E_TIMEOUT', `the backup job of ${domain.name} did not end within two minutes`, {
+    why: 'libvirt has been told to end it; a domain that restarts, or an NBD client that does not read, can hold it up',
+    hints: [`see if it is still there:   virsh domjobinfo ${domain.uuid}`],
+  })
+}
+
+function busy(domain: DomainRef, why: string): BackupError {
+  return new BackupError('E_DOMAIN_BUSY', `${domain.name} is busy`, {
+    why,
+    hints: [`see it:   virsh domjobinfo ${domain.uuid}`, 'run the backup when it has ended'],
+  })
+}

@@ -1,0 +1,260 @@
+import { throwIfAborted } from '../base/async.js'
+import { BackupError, isNativeFailure, messageOf, type Warning } from '../base/errors.js'
+import type { Consistency, DomainRef } from '../model/recovery-point.js'
+import { formatSize } from '../model/size.js'
+import { endOwnJob, isPausedForSpace, refuseBusy, removeLeftovers, resumeAfterJob } from './backup-job.js'
+import { beginWithFallback, type BegunBackup } from './backup-begin.js'
+import { checkpointXml, cleanupWarning, deleteCheckpoint } from './checkpoints.js'
+import { freezeAround, type FreezeOutcome } from './freeze.js'
+import { type Hypervisor, isDomainGone, libvirtFailure } from './hypervisor.js'
+import { freeSpaceFor, ScratchWatch } from './scratch-watch.js'
+import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } from './session-types.js'
+
+/** virDomainState. */
+const STATE_RUNNING = 1
+const STATE_BLOCKED = 2
+const STATE_PAUSED = 3
+
+interface SessionParts {
+  readonly hypervisor: Hypervisor
+  readonly request: SessionRequest
+  /** Then a pause by an I/O error is the session's doing. */
+  readonly mayResume: boolean
+  readonly begun: BegunBackup
+  readonly checkpoint: BackupSessionPort['checkpoint']
+  readonly consistency: Consistency
+  readonly warnings: readonly Warning[]
+}
+
+/**
+ * A pull-mode backup on a running domain: DESIGN.md §5. Owns libvirt's job, the
+ * new checkpoint until keepCheckpoint(), and the watch over the scratch.
+ */
+export class LiveBackupSession implements BackupSessionPort {
+  readonly domain: DomainRef
+  readonly disks: readonly ExportedDisk[]
+  readonly address: BackupSessionPort['address']
+  readonly checkpoint: BackupSessionPort['checkpoint']
+  readonly consistency: Consistency
+  readonly time: number
+  readonly #parts: SessionParts
+  readonly #watch: ScratchWatch
+  readonly #warnings: Warning[]
+  #ended: Promise<void> | undefined
+  #kept = false
+
+  private constructor(parts: SessionParts) {
+    const { request, begun } = parts
+    this.domain = request.domain
+    this.disks = begun.disks
+    this.address = { socket: request.socket }
+    this.checkpoint = parts.checkpoint
+    this.consistency = parts.consistency
+    this.time = begun.time
+    this.#parts = parts
+    this.#warnings = [...parts.warnings]
+    this.#watch = new ScratchWatch(parts.hypervisor, {
+      domain: request.domain,
+      scratchFiles: scratchFilesOf(request.disks),
+      limits: request.scratchLimits,
+    })
+  }
+
+  /**
+   * Begins the backup and creates the new checkpoint in the same instant.
+   *
+   * Where libvirt does not confirm the base of a disk, that disk is exported in
+   * full, with a W_CHAIN warning. Rejects with E_DOMAIN_BUSY at once where any
+   * job runs, E_DOMAIN_STATE where the domain does not, E_AGENT where a required
+   * freeze or the thaw failed, E_LIBVIRT_STUCK. After a rejection nothing of
+   * this request is left, unless libvirt cannot be reached: the caller's journal
+   * has the names.
+   */
+  static async begin(hypervisor: Hypervisor, request: SessionRequest, signal: AbortSignal): Promise<LiveBackupSession> {
+    throwIfAborted(signal)
+    await refuseStopped(hypervisor, request.domain)
+    const targets = request.disks.map(disk => disk.target)
+    await refuseBusy(hypervisor, request.domain, targets)
+    await refuseFullScratch(request)
+    const mayResume = !(await isPausedForSpace(hypervisor, request.domain))
+
+    try {
+      const outcome = await freezeAround(
+        hypervisor,
+        { ...request.freeze, domain: request.domain, onFreeze: frozen => request.onFreeze(frozen) },
+        () => beginWithFallback(hypervisor, request, signal),
+      )
+      throwIfAborted(signal)
+      return new LiveBackupSession(await partsOf(hypervisor, request, { ...outcome, mayResume }))
+    } catch (error) {
+      const failures = await undo(hypervisor, namesOf(request), mayResume)
+      throw failures.length === 0 ? error : withLeftovers(error, failures)
+    }
+  }
+
+  get warnings(): readonly Warning[] {
+    return this.#warnings
+  }
+
+  get failure(): AbortSignal {
+    return this.#watch.signal
+  }
+
+  end(): Promise<void> {
+    // A failed attempt may be repeated: the job may still be there.
+    this.#ended ??= this.#end().catch((error: unknown) => {
+      this.#ended = undefined
+      throw error
+    })
+    return this.#ended
+  }
+
+  keepCheckpoint(): Promise<void> {
+    this.#kept = true
+    return Promise.resolve()
+  }
+
+  /** Never rejects: what could not be undone becomes a W_CLEANUP warning, and is the next run's to finish. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { hypervisor, request } = this.#parts
+    try {
+      await this.end()
+    } catch (error) {
+      this.#warnings.push({
+        code: 'W_CLEANUP',
+        message: `the backup job of ${request.domain.name} was not ended: ${messageOf(error)}`,
+      })
+    }
+    if (this.#kept || request.checkpoint === undefined) return
+    try {
+      await deleteCheckpoint(hypervisor, request.domain, request.checkpoint)
+    } catch (error) {
+      this.#warnings.push(cleanupWarning(request.domain, request.checkpoint, error))
+    }
+  }
+
+  async #end(): Promise<void> {
+    const { hypervisor, request, mayResume } = this.#parts
+    await this.#watch[Symbol.asyncDispose]()
+    await endOwnJob(hypervisor, request.domain, request.socket)
+    if (mayResume && (await resumeAfterJob(hypervisor, request.domain)))
+      this.#warnings.push(resumedWarning(request.domain))
+    for (const failure of await removeLeftovers([request.socket, ...namesOf(request).scratchFiles])) {
+      this.#warnings.push({ code: 'W_CLEANUP', message: failure })
+    }
+  }
+}
+
+/** What a dead run's journal knows. */
+export interface DeadSession {
+  readonly domain: DomainRef
+  /** The run may have died between freezing and thawing. */
+  readonly frozen: boolean
+  readonly socket: string
+  readonly scratchFiles: readonly string[]
+  /** undefined where its recovery point exists: then the checkpoint stays. */
+  readonly checkpoint: string | undefined
+}
+
+/**
+ * Undoes what a dead run left: thaws, ends its job, deletes its checkpoint and
+ * its files. Only for a run whose lock is held by the caller. May be repeated,
+ * also after dying inside it. Returns what could not be undone, one line each.
+ */
+export async function undoDeadSession(hypervisor: Hypervisor, dead: DeadSession): Promise<readonly string[]> {
+  const failures: string[] = []
+  if (dead.frozen) {
+    try {
+      await hypervisor.call(connection => connection.fsThaw(dead.domain.uuid, []))
+    } catch (error) {
+      if (!isDomainGone(error)) failures.push(messageOf(error))
+    }
+  }
+  return [...failures, ...(await undo(hypervisor, dead, true))]
+}
+
+async function undo(hypervisor: Hypervisor, names: Omit<DeadSession, 'frozen'>, mayResume: boolean): Promise<string[]> {
+  const { domain, checkpoint } = names
+  const failures: string[] = []
+  const attempt = async (step: () => Promise<unknown>) => {
+    try {
+      await step()
+    } catch (error) {
+      failures.push(messageOf(error))
+    }
+  }
+  await attempt(async () => {
+    const found = await endOwnJob(hypervisor, domain, names.socket)
+    if (found && mayResume) await resumeAfterJob(hypervisor, domain)
+  })
+  if (checkpoint !== undefined) await attempt(() => deleteCheckpoint(hypervisor, domain, checkpoint))
+  return [...failures, ...(await removeLeftovers([names.socket, ...names.scratchFiles]))]
+}
+
+async function partsOf(
+  hypervisor: Hypervisor,
+  request: SessionRequest,
+  outcome: FreezeOutcome<BegunBackup> & { readonly mayResume: boolean },
+): Promise<SessionParts> {
+  const name = request.checkpoint
+  const checkpoint =
+    name === undefined
+      ? undefined
+      : {
+          name,
+          xml: await checkpointXml(hypervisor, request.domain, name),
+          disks: request.disks.filter(disk => disk.tracked).map(disk => disk.target),
+        }
+  return {
+    hypervisor,
+    request,
+    mayResume: outcome.mayResume,
+    begun: outcome.result,
+    checkpoint,
+    consistency: outcome.consistency,
+    warnings: [...outcome.warnings, ...outcome.result.warnings],
+  }
+}
+
+async function refuseStopped(hypervisor: Hypervisor, domain: DomainRef): Promise<void> {
+  const info = await hypervisor.lookup(domain.uuid)
+  if ([STATE_RUNNING, STATE_BLOCKED, STATE_PAUSED].includes(info.state)) return
+  throw new BackupError('E_DOMAIN_STATE', `${domain.name} is not running`, {
+    why: `libvirt gives its state as ${info.state} (reason ${info.reason})`,
+  })
+}
+
+/** Before anything is frozen; the watch would give the session up at once. */
+async function refuseFullScratch(request: SessionRequest): Promise<void> {
+  const freeBytes = await freeSpaceFor(scratchFilesOf(request.disks))
+  const { minFreeBytes } = request.scratchLimits
+  if (freeBytes === undefined || freeBytes >= minFreeBytes) return
+  throw new BackupError('E_NO_SPACE', `there is no room for the scratch files of ${request.domain.name}`, {
+    why: `${formatSize(freeBytes)} are free, and ${formatSize(minFreeBytes)} must stay free during a backup`,
+    hints: ['make room, or put the scratch files elsewhere'],
+  })
+}
+
+function scratchFilesOf(disks: readonly RequestedDisk[]): readonly string[] {
+  return disks.flatMap(({ scratch }) => (scratch.kind === 'file' ? [scratch.path] : []))
+}
+
+function namesOf(request: SessionRequest): Omit<DeadSession, 'frozen'> {
+  const { domain, socket, checkpoint } = request
+  return { domain, socket, checkpoint, scratchFiles: scratchFilesOf(request.disks) }
+}
+
+function resumedWarning(domain: DomainRef): Warning {
+  return {
+    code: 'W_SCRATCH',
+    message: `${domain.name} was paused by an I/O error while it was backed up, and was resumed afterwards`,
+  }
+}
+
+function withLeftovers(error: unknown, failures: readonly string[]): BackupError {
+  const code = isNativeFailure(error) || error instanceof BackupError ? error.code : 'E_INTERNAL'
+  return new BackupError(code, messageOf(error), {
+    why: `and not everything could be undone: ${failures.join('; ')}`,
+    cause: libvirtFailure(error) ?? error,
+  })
+}
