@@ -10,7 +10,7 @@
 import { spawn } from 'node:child_process'
 import { createWriteStream, mkdirSync, readdirSync } from 'node:fs'
 import { cpus } from 'node:os'
-import { basename, join, relative, resolve } from 'node:path'
+import { basename, dirname, join, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import { Parser, type Result } from 'tap-parser'
@@ -18,7 +18,9 @@ import { Parser, type Result } from 'tap-parser'
 import { mustRunAll } from './harness/requires.js'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
-const TESTS = join(ROOT, 'dist', 'test')
+/** Where test files are; the runner's own test has some elsewhere. */
+const TESTS = flag('root') ?? join(ROOT, 'dist', 'test')
+const LOG = join(flag('root') ?? join(ROOT, '.tap'), 'run.log')
 /** Not part of a run that names nothing. */
 const ONLY_BY_NAME = ['bench', 'demo']
 /** The longest whole file; a hung one must not cost the run its time. */
@@ -36,7 +38,7 @@ interface Outcome {
 
 function findTests(wanted: readonly string[]): string[] {
   const all = readdirSync(TESTS, { recursive: true, encoding: 'utf8' })
-    .filter(path => path.endsWith('.test.js'))
+    .filter(path => /\.test\.m?js$/.test(path))
     .sort()
   if (wanted.length === 0) return all.filter(path => !ONLY_BY_NAME.includes(path.split('/')[0] ?? ''))
   return wanted.flatMap(want => {
@@ -44,7 +46,7 @@ function findTests(wanted: readonly string[]): string[] {
       .replace(/^(dist\/)?(test\/)?/, '')
       .replace(/\.test\.[jt]s$/, '')
     const found = all.filter(path => {
-      const stem = path.slice(0, -'.test.js'.length)
+      const stem = path.replace(/\.test\.m?js$/, '')
       return stem === key || stem.startsWith(`${key}/`) || basename(stem) === key
     })
     if (found.length === 0) throw new Error(`no test is named ${want}`)
@@ -157,17 +159,21 @@ function killGroup(pid: number | undefined): void {
   }
 }
 
+/** `--name=value` */
+function flag(name: string): string | undefined {
+  const prefix = `--${name}=`
+  return process.argv.find(word => word.startsWith(prefix))?.slice(prefix.length)
+}
+
 function print(line: string): void {
   process.stdout.write(`${line}\n`)
 }
 
 async function main(): Promise<number> {
-  const jobsFlag = process.argv.find(word => word.startsWith('--jobs='))
-  const jobs = jobsFlag === undefined ? Math.min(4, Math.max(2, cpus().length)) : Number(jobsFlag.slice(7))
+  const jobs = Number(flag('jobs') ?? Math.min(4, Math.max(2, cpus().length)))
   const files = findTests(process.argv.slice(2).filter(word => !word.startsWith('--'))).sort(byCost)
-  mkdirSync(join(ROOT, '.tap'), { recursive: true })
-  const logPath = join(ROOT, '.tap', 'run.log')
-  const log = createWriteStream(logPath)
+  mkdirSync(dirname(LOG), { recursive: true })
+  const log = createWriteStream(LOG)
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.once(signal, () => {
       // The files' own handlers clean up; their groups do not get the terminal's Ctrl-C.
@@ -199,7 +205,7 @@ async function main(): Promise<number> {
   )
   await new Promise<void>(done => log.end(() => done()))
   print('')
-  print(`TAP: ${logPath}`)
+  print(`TAP: ${LOG}`)
   if (mustRunAll() && sum.skipped > 0) print('A skipped test is a failure here (REQUIRE_ALL, CI).')
   print(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`)
   return sum.failed > 0 || sum.passed === 0 || (mustRunAll() && sum.skipped > 0) ? 1 : 0
