@@ -19,6 +19,8 @@ const REDRAWS_PER_SECOND = 5
 const BAR_WIDTH = 26
 /** Rows that are never drawn on: the total, the prompt and one to breathe. */
 const SPARE_ROWS = 3
+/** Of a terminal that does not say. */
+const ROWS = 24
 
 /**
  * One line per disk and one for the sum, redrawn in place; lines of finished
@@ -30,10 +32,10 @@ export class BarDisplay implements ProgressDisplay {
   readonly #options: DisplayOptions
   readonly #state = new ProgressState()
   readonly #bars: InstanceType<typeof cliProgress.MultiBar>
-  readonly #lines = new Map<DiskState, { readonly bar: SingleBar; readonly subject: SubjectState }>()
+  /** Bar i draws row i of #rows(), so rows move up when the ones above them are done. */
+  readonly #slots: SingleBar[] = []
   readonly #glyphs: Glyphs
   readonly #onExit = () => this.#bars.stop()
-  #total: SingleBar | undefined
 
   constructor(settings: Pick<Settings, 'verbosity'>, options: DisplayOptions) {
     this.#verbosity = settings.verbosity
@@ -58,46 +60,50 @@ export class BarDisplay implements ProgressDisplay {
       return
     }
     if (subject === undefined) return
-    if (event.kind === 'disk') this.#draw(subject)
+    if (event.kind === 'disk') this.#makeRoom()
     if (event.kind === 'warning') this.note(`${subject.name} ! ${event.warning.code} ${event.warning.message}`)
-    if (event.kind === 'finished') {
-      this.#clear(subject)
-      if (event.error !== undefined) this.note(`${subject.name} failed [${event.error.code}] ${event.error.message}`)
+    if (event.kind === 'finished' && event.error !== undefined) {
+      this.note(`${subject.name} failed [${event.error.code}] ${event.error.message}`)
     }
   }
 
   status(): void {
-    for (const { subject } of this.#lines.values()) this.note(`${subject.name} ${subject.percent} %`)
+    for (const subject of this.#running()) this.note(`${subject.name} ${subject.percent} %`)
   }
 
   note(text: string): void {
-    if (this.#total === undefined) this.#options.stream.write(`${printable(text)}\n`)
+    if (this.#slots.length === 0) this.#options.stream.write(`${printable(text)}\n`)
     else this.#bars.log(`${printable(text)}\n`)
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     process.off('exit', this.#onExit)
-    if (this.#total !== undefined) this.#bars.stop()
+    if (this.#slots.length > 0) this.#bars.stop()
     return Promise.resolve()
   }
 
-  /** Gives every disk of `subject` a line, as far as there is room. */
-  #draw(subject: SubjectState): void {
-    this.#total ??= this.#bars.create(1, 0, { line: () => this.#totalLine() } satisfies Payload)
-    for (const disk of subject.disks.values()) {
-      const room = (this.#options.stream.rows ?? 24) - SPARE_ROWS
-      if (this.#lines.has(disk) || this.#lines.size >= room) continue
-      const bar = this.#bars.create(1, 0, { line: () => this.#diskLine(subject, disk) } satisfies Payload)
-      this.#lines.set(disk, { bar, subject })
+  #makeRoom(): void {
+    const wanted = this.#rows().length
+    while (this.#slots.length < wanted) {
+      const index = this.#slots.length
+      const payload: Payload = { line: () => this.#rows()[index] ?? '' }
+      this.#slots.push(this.#bars.create(1, 0, payload))
     }
   }
 
-  #clear(subject: SubjectState): void {
-    for (const [disk, line] of this.#lines) {
-      if (line.subject !== subject) continue
-      this.#bars.remove(line.bar)
-      this.#lines.delete(disk)
-    }
+  /** The disks under way, as many as there is room for, and the sum of everything. */
+  #rows(): readonly string[] {
+    // 0 where the terminal does not know.
+    const height = this.#options.stream.rows || ROWS
+    const room = Math.max(0, height - SPARE_ROWS)
+    const disks = this.#running().flatMap(subject =>
+      [...subject.disks.values()].map(disk => () => this.#diskLine(subject, disk)),
+    )
+    return [...disks.slice(0, room).map(line => line()), this.#totalLine()]
+  }
+
+  #running(): SubjectState[] {
+    return [...this.#state.subjects.values()].filter(({ finished }) => finished === undefined)
   }
 
   #diskLine(subject: SubjectState, disk: DiskState): string {
