@@ -2,6 +2,7 @@ import { createInterface } from 'node:readline/promises'
 
 import { type Clock, systemClock } from '../base/clock.js'
 import { BackupError, type Warning } from '../base/errors.js'
+import type { LoadedConfig } from '../config/load.js'
 import type { Interruption } from './interruption.js'
 import { printable } from './printable.js'
 import { type ProgressDisplay, openProgress } from './progress.js'
@@ -18,6 +19,7 @@ export class Session implements AsyncDisposable {
   readonly clock: Clock = systemClock
   readonly signal: AbortSignal
   readonly progress: ProgressDisplay
+  #config: Promise<LoadedConfig> | undefined
 
   private constructor(settings: Settings, signal: AbortSignal, progress: ProgressDisplay) {
     this.settings = settings
@@ -34,6 +36,20 @@ export class Session implements AsyncDisposable {
     interruption.onStatus = () => progress.status()
     interruption.onFirst = name => progress.note(`${name}: cleaning up; once more stops at once`)
     return new Session(settings, interruption.signal, progress)
+  }
+
+  /** The configuration, read once and only by who needs it; empty where there is none. Rejects with E_CONFIG. */
+  config(): Promise<LoadedConfig> {
+    this.#config ??= this.#readConfig()
+    return this.#config
+  }
+
+  async #readConfig(): Promise<LoadedConfig> {
+    const { loadConfig } = await import('../config/load.js')
+    const { configFile: file, overrides } = this.settings
+    const loaded = await loadConfig({ file, overrides, env: process.env })
+    for (const warning of loaded.warnings) this.warn(warning)
+    return loaded
   }
 
   /** Prints result lines; with `--json` the document is the result and this prints nothing. */

@@ -1,4 +1,3 @@
-import { systemClock } from '../base/clock.js'
 import { BackupError } from '../base/errors.js'
 import { LocalImages } from '../image/local-images.js'
 import { RestoreJob } from '../jobs/restore-job.js'
@@ -6,20 +5,28 @@ import { planRestore } from '../jobs/restore-plan.js'
 import { Store } from '../store/store.js'
 import type { StorePort } from '../store/store-types.js'
 import type { Session } from './session.js'
-import { targetPlace } from './targets.js'
+import { isPlace, type TargetPlace, targetPlace } from './targets.js'
 
 /**
  * The one place that makes the real things. Commands import it inside run(),
  * so that nothing of this is loaded for `--help`.
  */
 
-/** Opens the store that `-t` names. Rejects with E_USAGE where none is named, E_NO_STORE, E_STORE_FORMAT, E_KEY. */
-export function openStore(session: Session): Promise<StorePort> {
-  const { path } = targetPlace(session.settings)
-  return Store.open(path, { onNotice: warning => session.warn(warning) })
+export { planRestore }
+
+/** Where the store of this run is; reads the configuration only where it must. Rejects as targetPlace(). */
+export async function findTarget(session: Session): Promise<TargetPlace> {
+  const { target } = session.settings
+  if (target !== undefined && isPlace(target)) return targetPlace(target, {})
+  const { config } = await session.config()
+  return targetPlace(target, config)
 }
 
-export { planRestore }
+/** Opens the store that `-t` names. Rejects with E_USAGE where none is named, E_NO_STORE, E_STORE_FORMAT, E_KEY. */
+export async function openStore(session: Session): Promise<StorePort> {
+  const { path, indexDirectory } = await findTarget(session)
+  return await Store.open(path, { indexDirectory, onNotice: warning => session.warn(warning) })
+}
 
 export interface NewStore {
   readonly chunkSize: number | undefined
@@ -28,9 +35,18 @@ export interface NewStore {
 
 /** Creates the store that `-t` names. Rejects with E_EXISTS, E_REFUSED, E_USAGE, E_NO_SPACE, E_IO. */
 export async function createStore(session: Session, options: NewStore): Promise<StorePort> {
-  const { path } = targetPlace(session.settings)
+  const { name, path, wantsEncryption } = await findTarget(session)
+  if (wantsEncryption) {
+    throw new BackupError(
+      'E_UNSUPPORTED',
+      `the configuration wants ${name} to be encrypted, which is not possible yet`,
+      {
+        hints: ['nothing was created; take `encryption` out of the target if a plain store will do'],
+      },
+    )
+  }
   await Store.init(path, options)
-  return Store.open(path)
+  return await Store.open(path)
 }
 
 export function makeRestoreJob(session: Session, store: StorePort): RestoreJob {
@@ -38,5 +54,5 @@ export function makeRestoreJob(session: Session, store: StorePort): RestoreJob {
     output: process.stdout,
     openExport: uri => Promise.reject(new BackupError('E_UNSUPPORTED', `cannot restore to the export ${uri}`)),
   })
-  return new RestoreJob({ store, images, progress: session.progress, clock: systemClock })
+  return new RestoreJob({ store, images, progress: session.progress, clock: session.clock })
 }

@@ -117,12 +117,24 @@ t.test('a table lines up, also with wide letters, and has no blanks at the end',
   t.strictSame(renderRows([['a\nb']]), ['a\\x0ab'])
 })
 
-t.test('a target with a slash is a place, one without is a name', async t => {
-  t.equal(targetPlace({ target: '/srv/x' }).path, '/srv/x')
-  t.equal(targetPlace({ target: 'file:///srv/x%20y' }).path, '/srv/x y')
-  t.match(targetPlace({ target: './x' }).path, /^\/.*\/x$/)
-  t.throws(() => targetPlace({ target: 'nas' }), { code: 'E_NOT_FOUND' })
-  t.throws(() => targetPlace({ target: undefined }), { code: 'E_USAGE' })
-  t.throws(() => targetPlace({ target: 's3://key:secret@bucket/x' }), { code: 'E_UNSUPPORTED', message: /key:\*\*\*@/ })
-  t.throws(() => targetPlace({ target: 'file://host/x' }), { code: 'E_USAGE' })
+t.test('a target with a slash is a place, one without is a name of the configuration', async t => {
+  const config = { targets: { nas: { path: '/srv/nas', index_dir: '/fast' }, off: { s3: { bucket: 'b' } } } }
+
+  t.match(targetPlace('/srv/x', {}), { path: '/srv/x', name: '/srv/x' })
+  t.equal(targetPlace('file:///srv/x%20y', {}).path, '/srv/x y')
+  t.match(targetPlace('./x', {}).path, /^\/.*\/x$/)
+  t.match(targetPlace('nas', config), { path: '/srv/nas', indexDirectory: '/fast', name: 'nas' })
+  t.throws(() => targetPlace('nsa', config), { code: 'E_NOT_FOUND', message: /Did you mean "nas"/ })
+  t.throws(() => targetPlace('off', config), { code: 'E_UNSUPPORTED' })
+  t.throws(() => targetPlace('s3://key:secret@bucket/x', {}), { code: 'E_UNSUPPORTED', message: /key:\*\*\*@/ })
+  t.throws(() => targetPlace('file://host/x', {}), { code: 'E_USAGE' })
+})
+
+t.test('without a name the default target counts, then the only one', async t => {
+  const targets = { nas: { path: '/srv/nas' }, usb: { path: '/mnt/usb' } }
+
+  t.equal(targetPlace(undefined, { targets, default: { target: 'usb' } }).name, 'usb')
+  t.equal(targetPlace(undefined, { targets: { nas: targets.nas } }).name, 'nas')
+  t.throws(() => targetPlace(undefined, { targets }), { code: 'E_USAGE', why: /several/ })
+  t.throws(() => targetPlace(undefined, {}), { code: 'E_USAGE' })
 })
