@@ -107,9 +107,9 @@ export function checkReferences(
   return problems
 }
 
-/** A path or URL stands for itself, everything else is a name. */
+/** What holds a slash is the path or URL of a store, everything else the name of a target. */
 export function isStoreAddress(target: string): boolean {
-  return /^(\/|\.{1,2}\/|~\/|[a-z][a-z0-9+.-]*:)/i.test(target)
+  return target.includes('/') || target === '.' || target === '..'
 }
 
 function inside(node: unknown, part: string | number): readonly unknown[] {

@@ -49,6 +49,20 @@ const REFERENCE = new Date('2024-01-01T00:00:00Z')
  * that never comes.
  */
 export function parseSchedule(text: string, timeZone: string): Schedule {
+  const key = `${timeZone}\n${text}`
+  const known = schedules.get(key)
+  if (known !== undefined) return known
+  const schedule = readSchedule(text, timeZone)
+  if (schedules.size >= MAX_REMEMBERED) schedules.clear()
+  schedules.set(key, schedule)
+  return schedule
+}
+
+// Many jobs share few schedules, and reading one takes half a millisecond.
+const schedules = new Map<string, Schedule>()
+const MAX_REMEMBERED = 256
+
+function readSchedule(text: string, timeZone: string): Schedule {
   const { cron, zone, domAndDow } = readExpression(text.trim(), timeZone)
   calendarIn(zone)
   const job = compile(text, cron, { timezone: zone, domAndDow })

@@ -1,13 +1,17 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
+import fc from 'fast-check'
 import t from 'tap'
 
+import { convertConfig, migrateConfig } from '../../../src/config/compat.js'
+import { parseConfigDocument, valuesOf } from '../../../src/config/document.js'
 import { generateConfig } from '../../../src/config/generate.js'
 import { checkTexts, defaultFiles, loadConfig, readConfig } from '../../../src/config/load.js'
 import type { ConfigReading } from '../../../src/config/load.js'
 import { formatPath, formatProblem, parsePath } from '../../../src/config/problems.js'
 import { configJsonSchema } from '../../../src/config/schema.js'
+import type { ConfigLayer } from '../../../src/config/virt-backup.js'
 
 function fixture(name: string): string {
   return readFileSync(fileURLToPath(new URL(`../../../../fixtures/config/${name}`, import.meta.url)), 'utf8')
@@ -76,7 +80,7 @@ verify: { sample: 200%, boot: { groups: [pord] } }
 t.test('names that do not exist are found once the form is right', async t => {
   const text = `targets: { nas: { path: /x }, both: { path: /y, s3: { bucket: b } } }
 default: { target: nsa }
-groups: { prod: { target: nas, targets: [/srv/store, ofsite], hosts: [{ host: a, target: s3:x }] } }
+groups: { prod: { target: nas, targets: [/srv/store, ofsite], hosts: [{ host: a, target: s3://x }] } }
 commands: [{ run: x }]
 verify: { boot: { groups: [pord] } }
 `
@@ -242,6 +246,43 @@ t.test('a file of virt-backup 0.1 is taken too, with five of each period it does
   t.ok(warnings.some(one => /keeps 5 of each period.*hourly/.test(one.message)))
 })
 
+t.test('a file of virt-backup is converted once and for all, with its comments', async t => {
+  for (const name of ['virt-backup-0.1.yml', 'virt-backup-0.4.yml']) {
+    const original = `# ours since 2019\n${fixture(name).replace('groups:', '# the groups\ngroups:')}`
+    const { text, remarks } = convertConfig('config.yml', original)
+    const before = await check(original)
+    const after = await check(text)
+
+    t.match(text, /^# ours since 2019/)
+    t.match(text, '# the groups')
+    t.ok(remarks.length > 0)
+    t.strictSame(after.warnings, [])
+    t.strictSame(after.config, { ...before.config, version: 1 })
+  }
+  t.throws(() => convertConfig('config.yml', 'a: ['), { code: 'E_CONFIG', why: /config\.yml:1:/ })
+})
+
+t.test('a layer that is added later is applied after those before it', async t => {
+  const { document } = parseConfigDocument('config.yml', 'a: 1\n')
+  const step = (from: string, to: string): ConfigLayer => ({
+    from,
+    appliesTo: one => one.yaml.has(from),
+    apply: one => {
+      one.yaml.delete(from)
+      one.yaml.set(to, 1)
+      return [{ where: 'x', message: `${from} to ${to}` }]
+    },
+  })
+
+  const remarks = migrateConfig(document, [step('a', 'b'), step('z', 'y'), step('b', 'c')])
+
+  t.strictSame(valuesOf(document), { c: 1 })
+  t.strictSame(
+    remarks.map(one => one.message),
+    ['a to b', 'b to c'],
+  )
+})
+
 t.test('a file of ours is never taken for one of virt-backup', async t => {
   for (const text of [
     'version: 1\ngroups: { a: { target: /srv/store, daily: 7 } }\n',
@@ -253,6 +294,22 @@ t.test('a file of ours is never taken for one of virt-backup', async t => {
     t.strictSame(warnings, [], text)
     t.notMatch(config, { default: { weekly: 5 } }, text)
   }
+})
+
+t.test('whatever a file holds, reading it ends in problems and never in a crash', async () => {
+  const base = fixture('documented.yml')
+  const piece = fc.oneof(
+    fc.string({ maxLength: 8 }),
+    fc.constantFrom(': ', '\n', '  ', '- ', '&a ', '*a', '<<', '!!set ', '{', '[', '"', '? '),
+  )
+  const places = fc.tuple(fc.nat(base.length), fc.nat(40), piece)
+  await fc.assert(
+    fc.asyncProperty(places, fc.string(), async ([at, cut, put], override) => {
+      const { config, problems } = await check(base.slice(0, at) + put + base.slice(at + cut), [override])
+      return (config === undefined) === problems.length > 0
+    }),
+    { numRuns: 60 },
+  )
 })
 
 t.test('a version that does not exist yet is refused', async t => {

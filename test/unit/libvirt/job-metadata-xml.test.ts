@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 
+import { BackupError } from '../../../src/base/errors.js'
 import {
   decodeJobMetadata,
   encodeJobMetadata,
@@ -185,6 +186,26 @@ t.test('virt-dup’s settings are taken over, and what has no equal is remarked'
   t.throws(() => decodeVirtDupMetadata('<job/>'), { code: 'E_CONFIG' })
   t.throws(() => decodeVirtDupMetadata('<instance><job uuid="a" depth="x"/></instance>'), { code: 'E_CONFIG' })
   t.throws(() => decodeVirtDupMetadata('<instance><job uuid="../a"/></instance>'), { code: 'E_CONFIG' })
+})
+
+t.test('whatever the metadata holds, decoding it gives jobs or one E_CONFIG', async () => {
+  const piece = fc.oneof(
+    fc.string({ maxLength: 6 }),
+    fc.constantFrom('<', '>', '/>', '&', '&#0;', '"', '<!--', ']]>', '<?x?>', '\u0000'),
+  )
+  fc.assert(
+    fc.property(fc.nat(DOCUMENTED.length), fc.nat(30), piece, (at, cut, put) => {
+      const xml = DOCUMENTED.slice(0, at) + put + DOCUMENTED.slice(at + cut)
+      for (const decode of [decodeJobMetadata, decodeVirtDupMetadata]) {
+        try {
+          decode(xml)
+        } catch (error) {
+          if (!(error instanceof BackupError) || error.code !== 'E_CONFIG') throw error
+        }
+      }
+    }),
+    { numRuns: 500 },
+  )
 })
 
 /** What stands on the schedule's element needs a schedule to stand on. */

@@ -1,6 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 
+import { BackupError } from '../../../src/base/errors.js'
 import type { AddressedPoint } from '../../../src/model/point-ref.js'
 import { formatPointRef, parsePointRef, resolvePointRef, shortId } from '../../../src/model/point-ref.js'
 
@@ -111,6 +112,38 @@ t.test('a date or time prefix is read in the local zone, an offset in its own', 
 t.test('a tag names its point, a misspelt one is suggested', async t => {
   t.equal(find('db01@pre-upgrade'), 'a20c551')
   t.throws(() => find('db01@pre-upgade'), { code: 'E_NOT_FOUND', hints: [/the tag pre-upgrade/] })
+})
+
+t.test('whatever is typed, it finds a point or says in one of two ways why not', async () => {
+  const piece = fc.constantFrom(
+    '@',
+    ':',
+    '/',
+    '~',
+    '1',
+    'latest',
+    '2026-11-20',
+    'T02:01',
+    '91be7d',
+    'db01',
+    'vda',
+    '+01:00',
+    '\n',
+  )
+  const typed = fc.oneof(
+    fc.string(),
+    fc.array(piece, { maxLength: 8 }).map(pieces => pieces.join('')),
+  )
+  fc.assert(
+    fc.property(typed, text => {
+      try {
+        return find(text).length === 7
+      } catch (error) {
+        return error instanceof BackupError && (error.code === 'E_USAGE' || error.code === 'E_NOT_FOUND')
+      }
+    }),
+    { numRuns: 2000 },
+  )
 })
 
 t.test('an unknown domain is not found, with the nearest name', async t => {
