@@ -191,7 +191,7 @@ function unescape(text: string): string {
 function toNode(from: XmlElement): Record<string, unknown> {
   const attributes = [...from.attributes].map(([key, value]) => [PREFIX + key, carried(value)] as const)
   const content: unknown[] = from.children.map(toNode)
-  if (from.text !== '') content.push({ [TEXT]: carried(from.text) })
+  if (from.text !== '') content.push({ [TEXT]: carriedInText(from.text) })
   return { [from.name]: content, [ATTRIBUTES]: Object.fromEntries(attributes) }
 }
 
@@ -201,5 +201,11 @@ function carried(text: string): string {
   if (/[\u0000-\u001f\u007f\ufffe\uffff]|\p{Cs}/u.test(text)) {
     throw new BackupError('E_UNSUPPORTED', `${JSON.stringify(text)} cannot be written as XML`)
   }
+  return text
+}
+
+/** Between tags, line ends and tabs are as good as any letter: descriptions have them. */
+function carriedInText(text: string): string {
+  carried(text.replaceAll(/[\n\t]/g, ' '))
   return text
 }
