@@ -157,7 +157,8 @@ function placeSpec(
 function planFiles(point: RecoveryPoint, directory: string): readonly PlannedFile[] {
   const [domain = 'domain'] = fileNames([point.domain.name], 'domain')
   const labels = fileNames(
-    point.blobs.map(blob => blob.name.replace(/^domain-/, '')),
+    // `tpm/tpm2/NAME` becomes `tpm-tpm2-NAME`.
+    point.blobs.map(blob => blob.name.replace(/^domain-/, '').replaceAll('/', '-')),
     'file',
   )
   const hasInactive = point.blobs.some(blob => blob.name === 'domain-inactive.xml')
