@@ -69,7 +69,7 @@ export class PullJob {
     const latest = await store.points.latest(domain.uuid)
     const health = await this.#baseHealth(domain, latest)
     const plan = planPull(domain, survey.disks, request.wish, latest, health)
-    const places = await hypervisor.makePlaces(
+    const places = hypervisor.namePlaces(
       checkpointPrefix(store.id),
       plan.disks.map(({ target }) => target),
     )
@@ -82,6 +82,7 @@ export class PullJob {
       await run.writeJournal({ ...journal, frozen })
     }
     await noteFrozen(false)
+    await using _dirs = await hypervisor.makePlaces(places)
 
     progress.report({ kind: 'phase', subject: domain.name, phase: 'checkpoint' })
     await using session = await hypervisor.beginBackup(
@@ -103,7 +104,7 @@ export class PullJob {
     await session.end()
 
     progress.report({ kind: 'phase', subject: domain.name, phase: 'commit' })
-    const warnings = [...recovered, ...plan.warnings, ...session.warnings]
+    const warnings = [...recovered, ...survey.warnings, ...plan.warnings, ...session.warnings]
     const point = await draft.commit({
       domain,
       time: session.time,
@@ -222,8 +223,7 @@ export class PullJob {
     try {
       const points = await store.points.list(domain.uuid)
       const keep = new Set(points.slice(-CHECKPOINTS_KEPT).flatMap(({ checkpoint }) => checkpoint?.name ?? []))
-      const failures = await hypervisor.dropCheckpoints(domain, checkpointPrefix(store.id), keep)
-      return failures.map(message => ({ code: 'W_CLEANUP', message }))
+      return [...(await hypervisor.dropCheckpoints(domain, checkpointPrefix(store.id), keep))]
     } catch (error) {
       return [{ code: 'W_CLEANUP', message: `older checkpoints were not deleted: ${messageOf(error)}` }]
     }

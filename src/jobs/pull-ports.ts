@@ -1,3 +1,4 @@
+import type { Warning } from '../base/errors.js'
 import type { Clock } from '../base/clock.js'
 import type {
   BackupStarter,
@@ -36,6 +37,8 @@ export interface DomainFile {
 export interface DomainSurvey {
   readonly disks: readonly SurveyedDisk[]
   readonly files: readonly DomainFile[]
+  /** Files that could not be read. */
+  readonly warnings: readonly Warning[]
 }
 
 /** Fresh, unique places for one run; made durable in the journal before they are used. */
@@ -52,10 +55,12 @@ export interface PullHypervisor extends BackupStarter {
   survey(domain: DomainRef, signal: AbortSignal): Promise<DomainSurvey>
   /** Whether `checkpoint` can be built on; redefines it from its stored XML where only libvirt's record of it is lost. */
   baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth>
-  /** Makes names and the directories that they lie in. `prefix` starts the checkpoint's name. */
-  makePlaces(prefix: string, targets: readonly string[]): Promise<RunPlaces>
-  /** Deletes checkpoints that start with `prefix` but those in `keep`. Returns what could not be deleted, as sentences. */
-  dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly string[]>
+  /** Fresh random names; `prefix` starts the checkpoint's. Nothing is made yet: the journal comes first. */
+  namePlaces(prefix: string, targets: readonly string[]): RunPlaces
+  /** Makes the directories; disposing removes them. */
+  makePlaces(places: RunPlaces): Promise<AsyncDisposable>
+  /** Deletes checkpoints that start with `prefix` but those in `keep`. Says what could not be deleted. */
+  dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly Warning[]>
   /**
    * Undoes what a dead run left: thaws, ends its job, deletes its checkpoint
    * unless `keepCheckpoint`, removes socket and scratch. What is already gone

@@ -6,10 +6,11 @@ import type { DomainDescription } from '../model/domain.js'
 
 /** A file beside the disks that a restore needs. */
 export interface DomainFile {
-  /** `nvram`, `tpm/tpm2-00.permall`, `kernel`, `initrd`, `dtb`, `loader`. */
+  /** `domain-inactive.xml`, `nvram`, `tpm/tpm2-00.permall`, `kernel`, `initrd`, `dtb`, `loader`. */
   readonly name: string
   readonly bytes: Uint8Array
-  readonly path: string
+  /** Where it is on the hypervisor; undefined for what libvirt gives. */
+  readonly path: string | undefined
 }
 
 /** Larger ones are not firmware or kernels, and would have to fit into memory. */

@@ -2,16 +2,15 @@ import { chmod, chown, mkdir, readdir, rm, rmdir } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
 import { BackupError, messageOf } from '../base/errors.js'
+import type { QemuUser } from './capabilities-xml.js'
 import type { ScratchPlace } from './session-types.js'
 
-/** Where the places of all runs lie, and who must be able to write there. */
+/** Where the places of all runs lie. */
 export interface PlacesPolicy {
   /** Short-lived and short: a Unix socket's path has at most 107 bytes. Absolute. */
   readonly runtimeDir: string
   /** On fast local storage with room for what the guests overwrite during a backup. Absolute. */
   readonly scratchDir: string
-  /** The user that QEMU runs as; undefined where that is us. */
-  readonly qemuUser: { readonly uid: number; readonly gid: number } | undefined
 }
 
 /** Fresh, unique places for one run. */
@@ -26,39 +25,49 @@ export interface RunPlaces {
 const MAX_SOCKET_PATH = 107
 
 /**
- * Makes one directory for the socket and one for the scratch files of a run,
- * both closed to everybody but QEMU's user: an NBD socket that others can
- * connect to is a disk that others can read. `token` is random, in hex.
- * Rejects with E_CONFIG where a directory cannot be made or is too long.
+ * Names the places of a run: one directory for the socket, one for the scratch
+ * files. Nothing is made yet, so that a journal can hold them first. `token` is
+ * random, in hex. Throws E_CONFIG where the socket's path is too long.
  */
-export async function makeRunPlaces(
+export function nameRunPlaces(
   policy: PlacesPolicy,
   names: { readonly prefix: string; readonly token: string },
   targets: readonly string[],
-): Promise<RunPlaces> {
-  const socketDir = join(policy.runtimeDir, `run-${names.token}`)
-  const scratchDir = join(policy.scratchDir, `run-${names.token}`)
-  const socket = join(socketDir, 'nbd.sock')
+): RunPlaces {
+  const socket = join(policy.runtimeDir, `run-${names.token}`, 'nbd.sock')
   if (Buffer.byteLength(socket) > MAX_SOCKET_PATH) {
     throw new BackupError('E_CONFIG', `the runtime directory ${policy.runtimeDir} has too long a name for a socket`, {
       hints: ['set a shorter one with VIRTVAULT_RUNTIME_DIR'],
     })
   }
-  await makeClosedDir(socketDir, policy)
-  await makeClosedDir(scratchDir, policy)
+  const scratchDir = join(policy.scratchDir, `run-${names.token}`)
   const scratch = targets.map(
     (target, i) => [target, { kind: 'file', path: join(scratchDir, `disk-${i}.qcow2`) }] as const,
   )
   return { checkpoint: `${names.prefix}${names.token}`, socket, scratch: new Map(scratch) }
 }
 
-async function makeClosedDir(path: string, policy: PlacesPolicy): Promise<void> {
+/**
+ * Makes the directories of a run, closed to everybody but QEMU's user (us where
+ * `qemuUser` is undefined): an NBD
+ * socket that others can connect to is a disk that others can read. Rejects
+ * with E_CONFIG.
+ */
+export async function makeRunPlaces(places: RunPlaces, qemuUser: QemuUser | undefined): Promise<void> {
+  for (const dir of new Set(filesOf(places).map(file => dirname(file)))) await makeClosedDir(dir, qemuUser)
+}
+
+/** The socket, and the scratch files that are files. */
+export function filesOf(places: RunPlaces): readonly string[] {
+  const scratch = [...places.scratch.values()].filter(({ kind }) => kind === 'file')
+  return [places.socket, ...scratch.map(({ path }) => path)]
+}
+
+async function makeClosedDir(path: string, qemuUser: QemuUser | undefined): Promise<void> {
   try {
     await makePassableDirs(dirname(path))
     await mkdir(path, { mode: 0o700 })
-    if (policy.qemuUser !== undefined && process.getuid?.() === 0) {
-      await chown(path, policy.qemuUser.uid, policy.qemuUser.gid)
-    }
+    if (qemuUser !== undefined && process.getuid?.() === 0) await chown(path, qemuUser.uid, qemuUser.gid)
   } catch (error) {
     throw new BackupError('E_CONFIG', `${path} cannot be made for the backup's socket and scratch files`, {
       why: messageOf(error),
@@ -79,8 +88,8 @@ async function makePassableDirs(path: string): Promise<void> {
  * Removes what a run made: socket and scratch files by their own names, then
  * the directories, if they carry a run's name and are empty. Missing is fine.
  */
-export async function removeRunPlaces(socket: string, scratch: readonly string[]): Promise<void> {
-  for (const file of [socket, ...scratch]) {
+export async function removeRunPlaces(files: readonly string[]): Promise<void> {
+  for (const file of files) {
     const dir = dirname(file)
     if (!/^run-[0-9a-f]+$/.test(basename(dir))) continue
     await rm(file, { force: true })

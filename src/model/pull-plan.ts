@@ -4,7 +4,6 @@ import type { DiskSource, DomainRef, RecoveryPoint, SkippedDisk } from './recove
 /** A disk of the domain as the pull finds it. */
 export interface SurveyedDisk {
   readonly target: string
-  readonly size: number
   readonly source: DiskSource
   /**
    * skip: cannot or should not be backed up. full-only: its format keeps no

@@ -11,7 +11,7 @@ function source(overrides: Partial<DiskSource> = {}): DiskSource {
 }
 
 function disk(target: string, overrides: Partial<SurveyedDisk> = {}): SurveyedDisk {
-  return { target, size: 1 << 20, source: source(), ability: 'incremental', reason: undefined, ...overrides }
+  return { target, source: source(), ability: 'incremental', reason: undefined, ...overrides }
 }
 
 function point(targets: readonly string[], before: DiskSource = source()): RecoveryPoint {

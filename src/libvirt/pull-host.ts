@@ -1,0 +1,147 @@
+import { randomBytes } from 'node:crypto'
+
+import type { Warning } from '../base/errors.js'
+import { classifyDisk } from '../model/disk-class.js'
+import { describeSource, type DomainDisk } from '../model/domain.js'
+import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
+import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import { endOwnJob } from './backup-job.js'
+import { BackupSession } from './backup-session.js'
+import { parseQemuUser } from './capabilities-xml.js'
+import { deleteCheckpoint, deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
+import { readDomainFiles, type DomainFile } from './domain-files.js'
+import { parseDomainXml } from './domain-xml.js'
+import type { Hypervisor } from './hypervisor.js'
+import { probeImage, type ProbedImage } from './image-probe.js'
+import {
+  filesOf,
+  makeRunPlaces,
+  nameRunPlaces,
+  removeRunPlaces,
+  type PlacesPolicy,
+  type RunPlaces,
+} from './run-places.js'
+import type { BackupSessionPort, SessionRequest } from './session-types.js'
+
+/** Bytes of randomness in the names of a run. */
+const TOKEN_BYTES = 8
+
+export interface PullHostOptions extends PlacesPolicy {
+  /** Back up read-only and shareable disks too. */
+  readonly readOnly: boolean
+  readonly shareable: boolean
+}
+
+export interface DomainSurvey {
+  readonly disks: readonly SurveyedDisk[]
+  readonly files: readonly DomainFile[]
+  readonly warnings: readonly Warning[]
+}
+
+/** What a dead run left on the hypervisor, as its journal tells. */
+export interface RunTraces {
+  readonly domainUuid: string
+  readonly domainName: string
+  readonly checkpoint: string
+  readonly socket: string
+  readonly scratch: readonly string[]
+  readonly frozen: boolean
+}
+
+/** A hypervisor as a pull needs it: surveys a domain, begins a session, cleans up. */
+export class PullHost {
+  readonly uri: string
+  readonly #hypervisor: Hypervisor
+  readonly #options: PullHostOptions
+
+  constructor(hypervisor: Hypervisor, options: PullHostOptions) {
+    this.uri = hypervisor.uri
+    this.#hypervisor = hypervisor
+    this.#options = options
+  }
+
+  /**
+   * Looks at the disks and reads the files that belong to the domain.
+   * Rejects with E_NOT_FOUND, E_LIBVIRT_CONNECT.
+   */
+  async survey(domain: DomainRef, signal: AbortSignal): Promise<DomainSurvey> {
+    const xml = await this.#hypervisor.domainXml(domain.uuid)
+    const description = parseDomainXml(xml.live ?? xml.inactive)
+    const disks: SurveyedDisk[] = []
+    for (const disk of description.disks) disks.push(await this.#surveyDisk(disk, signal))
+    const { files, warnings } = await readDomainFiles(description)
+    const xmlFile = (name: string, text: string): DomainFile => ({ name, bytes: Buffer.from(text), path: undefined })
+    return {
+      disks,
+      files: [
+        xmlFile('domain-inactive.xml', xml.inactive),
+        ...(xml.live === undefined ? [] : [xmlFile('domain-live.xml', xml.live)]),
+        ...files,
+      ],
+      warnings,
+    }
+  }
+
+  async #surveyDisk(disk: DomainDisk, signal: AbortSignal): Promise<SurveyedDisk> {
+    const path = 'path' in disk.source ? disk.source.path : undefined
+    const probed = path === undefined ? undefined : await probeImage(path, disk.format ?? 'raw', signal)
+    const { ability, reason } = classifyDisk(disk, this.#options, probed)
+    return { target: disk.target, source: sourceOf(disk, probed), ability, reason }
+  }
+
+  async baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth> {
+    return await probeCheckpoint(this.#hypervisor, domain, checkpoint)
+  }
+
+  /** Names that start with `prefix`, and 16 random hex digits. Throws E_CONFIG. */
+  namePlaces(prefix: string, targets: readonly string[]): RunPlaces {
+    const token = randomBytes(TOKEN_BYTES).toString('hex')
+    return nameRunPlaces(this.#options, { prefix, token }, targets)
+  }
+
+  /** Makes the directories; disposing removes them with what is left in them. Rejects with E_CONFIG. */
+  async makePlaces(places: RunPlaces): Promise<AsyncDisposable> {
+    const capabilities = await this.#hypervisor.call(connection => connection.capabilities())
+    await makeRunPlaces(places, parseQemuUser(capabilities))
+    return { [Symbol.asyncDispose]: () => removeRunPlaces(filesOf(places)) }
+  }
+
+  async beginBackup(request: SessionRequest, signal: AbortSignal): Promise<BackupSessionPort> {
+    return await BackupSession.begin(this.#hypervisor, request, signal)
+  }
+
+  async dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly Warning[]> {
+    return (await deleteOtherCheckpoints(this.#hypervisor, domain, { prefix, keep })).warnings
+  }
+
+  /**
+   * Thaws, ends the run's job, deletes its checkpoint unless `keepCheckpoint`,
+   * removes its socket and scratch. What is gone is fine; a job of somebody
+   * else is left alone. Rejects where something that is there stays there.
+   */
+  async cleanUpAfter(traces: RunTraces, options: { readonly keepCheckpoint: boolean }): Promise<void> {
+    const domain = { uuid: traces.domainUuid, name: traces.domainName }
+    if (traces.frozen) await this.#hypervisor.call(connection => connection.fsThaw(domain.uuid, []))
+    await endOwnJob(this.#hypervisor, domain, { socket: traces.socket, mayResume: true })
+    if (!options.keepCheckpoint) await deleteCheckpoint(this.#hypervisor, domain, traces.checkpoint)
+    await removeRunPlaces([traces.socket, ...traces.scratch])
+  }
+}
+
+function sourceOf(disk: DomainDisk, probed: ProbedImage | undefined): DiskSource {
+  const layers = disk.backingChain.map(({ source }) => describeSource(source))
+  return {
+    path: describeSource(disk.source),
+    sourceType: disk.source.kind,
+    format: disk.format ?? 'raw',
+    identity: probed?.identity,
+    clusterSize: probed?.clusterSize,
+    compat: probed?.compat,
+    extendedL2: probed?.extendedL2,
+    lazyRefcounts: probed?.lazyRefcounts,
+    compressionType: probed?.compressionType,
+    dataFile: disk.dataFile ?? probed?.dataFile,
+    encryption: disk.encryption?.format,
+    backingFiles: layers.length > 0 ? layers : probed?.backingFiles,
+  }
+}
