@@ -1,0 +1,134 @@
+import fc from 'fast-check'
+import t from 'tap'
+
+import { BufferPool } from '../../src/base/buffer-pool.js'
+import { BATCH_BYTES, pullDisk } from '../../src/jobs/pull-disk.js'
+import type { DiskGeometry } from '../../src/model/disk-tree.js'
+import { chunkLength } from '../../src/model/disk-tree.js'
+import type { TreeRoot } from '../../src/model/recovery-point.js'
+import type { PointDraft, TreeSide } from '../../src/store/store-types.js'
+import { Store } from '../../src/store/store.js'
+import { FakeExport } from '../fakes/fake-export.js'
+
+const CHUNK = 64 * 1024
+const never = new AbortController().signal
+t.setTimeout(120_000)
+
+async function withDraft<T>(store: Store, work: (draft: PointDraft) => Promise<T>): Promise<T> {
+  await using run = await store.runs.begin('pull')
+  await using draft = await store.draft(run)
+  const result = await work(draft)
+  const uuid = '7e0b2a52-0000-4000-8000-000000000001'
+  await draft.commit({
+    domain: { uuid, name: 'web01' },
+    time: 0,
+    mode: 'full',
+    consistency: { kind: 'crash' },
+    disks: [],
+    skipped: [],
+    blobs: [],
+    warnings: [],
+    durationMs: 0,
+    tags: [],
+    toolVersion: '0',
+  })
+  await run.finish()
+  return result
+}
+
+async function pull(store: Store, source: FakeExport, parent: TreeSide | undefined) {
+  const pool = new BufferPool(4, BATCH_BYTES)
+  const geometry = { size: source.size, chunkSize: CHUNK }
+  return await withDraft(store, draft =>
+    pullDisk({ source, geometry, parent, draft, pool, onProgress: () => {}, onPlanned: () => {} }, never),
+  )
+}
+
+async function readBack(store: Store, root: TreeRoot, geometry: DiskGeometry): Promise<Buffer> {
+  const disk = Buffer.alloc(geometry.size)
+  for await (const run of store.walkTree(root, geometry)) {
+    if (run.kind !== 'data') continue
+    const spans = new Uint32Array(run.count * 2)
+    for (let i = 0; i < run.count; i++) spans.set([i * CHUNK, chunkLength(geometry, run.first + i)], i * 2)
+    const out = Buffer.alloc(run.count * CHUNK)
+    await store.chunks.read(run.ids, out, spans, never)
+    out.copy(disk, run.first * CHUNK, 0, Math.min(out.length, geometry.size - run.first * CHUNK))
+  }
+  return disk
+}
+
+const fill = (length: number, seed: number) => Buffer.from(Uint8Array.from({ length }, (_, i) => (i * seed) >> 3))
+
+t.test('whatever is written between pulls, every pull gives the disk back byte for byte', async t => {
+  let runs = 0
+  const edit = fc.record({ at: fc.double({ min: 0, max: 1, noNaN: true }), length: fc.nat(200_000), seed: fc.nat(255) })
+  const step = fc.record({
+    edits: fc.array(edit, { maxLength: 6 }),
+    size: fc.option(fc.integer({ min: 1, max: 40 * CHUNK })),
+  })
+  await fc.assert(
+    fc.asyncProperty(fc.integer({ min: 1, max: 40 * CHUNK }), fc.array(step, { maxLength: 4 }), async (size, steps) => {
+      const path = `${t.testdir()}/store-${runs++}`
+      await Store.init(path)
+      await using store = await Store.open(path)
+      const source = new FakeExport(Buffer.alloc(size))
+      source.write(0, fill(Math.floor(size / 2), 7))
+      let parent: TreeSide | undefined
+
+      for (const { edits, size: resized } of [{ edits: [], size: null }, ...steps]) {
+        if (resized !== null) source.resize(resized)
+        for (const { at, length, seed } of edits) {
+          const offset = Math.floor(at * source.size)
+          source.write(offset, fill(Math.min(length, source.size - offset), seed))
+        }
+        const { root } = await pull(store, source, parent)
+        parent = { root, geometry: { size: source.size, chunkSize: CHUNK } }
+        source.checkpoint()
+
+        const restored = await readBack(store, root, parent.geometry)
+        if (!restored.equals(source.bytes)) throw new Error(`differs, store ${path}`)
+      }
+    }),
+    { numRuns: 15 },
+  )
+})
+
+t.test('an incremental reads what changed, rounded to chunks, and an unchanged disk adds nothing', async t => {
+  const path = `${t.testdir()}/store`
+  await Store.init(path)
+  await using store = await Store.open(path)
+  const source = new FakeExport(Buffer.alloc(300 * CHUNK + 1000))
+  source.write(0, fill(source.size, 13))
+  const first = await pull(store, source, undefined)
+  const parent = { root: first.root, geometry: { size: source.size, chunkSize: CHUNK } }
+  source.checkpoint()
+
+  const unchanged = await pull(store, source, parent)
+  source.write(5 * CHUNK + 7, Buffer.from('one chunk'))
+  source.write(200 * CHUNK - 1, Buffer.from('two chunks'))
+  source.write(100 * CHUNK, Buffer.alloc(CHUNK))
+  const changed = await pull(store, source, parent)
+
+  t.match(unchanged.statistics, { readBytes: 0, newChunks: 0, newNodes: 0, storedBytes: 0 })
+  t.strictSame(unchanged.root, first.root)
+  t.match(changed.statistics, { readBytes: 3 * CHUNK, newChunks: 3, newBytes: 3 * CHUNK })
+  t.equal(
+    source.reads.reduce((sum, { length }) => sum + length, 0),
+    3 * CHUNK,
+  )
+})
+
+t.test('a read error leaves no buffer in use and no point', async t => {
+  const path = `${t.testdir()}/store`
+  await Store.init(path)
+  await using store = await Store.open(path)
+  const source = new FakeExport(fill(400 * CHUNK, 3))
+  let reads = 0
+  source.read = async () => {
+    if (++reads > 2) throw new Error('the disk is gone')
+  }
+
+  await t.rejects(pull(store, source, undefined), /the disk is gone/)
+
+  t.strictSame(await store.points.list(), [])
+})
