@@ -1,14 +1,13 @@
 import { randomBytes } from 'node:crypto'
 
-import type { Warning } from '../base/errors.js'
+import { BackupError, type Warning } from '../base/errors.js'
 import { classifyDisk } from '../model/disk-class.js'
 import { describeSource, type DomainDisk } from '../model/domain.js'
 import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
 import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
-import { endOwnJob } from './backup-job.js'
-import { BackupSession } from './backup-session.js'
+import { LiveBackupSession, undoDeadSession } from './backup-session.js'
 import { parseQemuUser } from './capabilities-xml.js'
-import { deleteCheckpoint, deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
+import { deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
 import { readDomainFiles, type DomainFile } from './domain-files.js'
 import { parseDomainXml } from './domain-xml.js'
 import type { Hypervisor } from './hypervisor.js'
@@ -107,7 +106,7 @@ export class PullHost {
   }
 
   async beginBackup(request: SessionRequest, signal: AbortSignal): Promise<BackupSessionPort> {
-    return await BackupSession.begin(this.#hypervisor, request, signal)
+    return await LiveBackupSession.begin(this.#hypervisor, request, signal)
   }
 
   async dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly Warning[]> {
@@ -120,11 +119,19 @@ export class PullHost {
    * else is left alone. Rejects where something that is there stays there.
    */
   async cleanUpAfter(traces: RunTraces, options: { readonly keepCheckpoint: boolean }): Promise<void> {
-    const domain = { uuid: traces.domainUuid, name: traces.domainName }
-    if (traces.frozen) await this.#hypervisor.call(connection => connection.fsThaw(domain.uuid, []))
-    await endOwnJob(this.#hypervisor, domain, { socket: traces.socket, mayResume: true })
-    if (!options.keepCheckpoint) await deleteCheckpoint(this.#hypervisor, domain, traces.checkpoint)
+    const failures = await undoDeadSession(this.#hypervisor, {
+      domain: { uuid: traces.domainUuid, name: traces.domainName },
+      frozen: traces.frozen,
+      socket: traces.socket,
+      scratchFiles: traces.scratch,
+      checkpoint: options.keepCheckpoint ? undefined : traces.checkpoint,
+    })
     await removeRunPlaces([traces.socket, ...traces.scratch])
+    if (failures.length === 0) return
+    throw new BackupError('E_LIBVIRT', `what a dead run left on ${traces.domainName} could not be cleaned up`, {
+      why: failures.join('; '),
+      hints: ['the next pull tries again'],
+    })
   }
 }
 
