@@ -7,8 +7,8 @@ export interface WritableExport extends AsyncDisposable {
   readonly size: number
   /** Triples (offset in the export, length, offset in `buffer`); the buffer is borrowed until it settles. */
   write(pieces: Float64Array, buffer: Uint8Array, signal: AbortSignal): Promise<void>
-  /** May make holes. */
-  zero(offset: number, length: number, signal: AbortSignal): Promise<void>
+  /** `punch` allows holes. */
+  zero(offset: number, length: number, options: { readonly punch: boolean }, signal: AbortSignal): Promise<void>
   /** Everything written so far is durable when it resolves. */
   flush(signal: AbortSignal): Promise<void>
 }
@@ -47,7 +47,7 @@ export class ExportImage implements ImageWriter {
 
   async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
     invariant(offset <= this.size && length <= this.size - offset, 'a piece lies beyond the disk')
-    await this.#attempt(this.#target.zero(offset, length, signal))
+    await this.#attempt(this.#target.zero(offset, length, { punch: true }, signal))
   }
 
   markDamaged(): Promise<void> {

@@ -67,7 +67,7 @@ export function rewriteDomainXml(xml: string, options: RestoreXmlOptions): Resto
   const children = domain.children.flatMap(child => domainChild(child, rewrite))
   if (childOf(domain, 'uuid') === undefined) children.unshift(element('uuid', {}, options.uuid))
   // An id is a running domain's.
-  const built = buildXml(withChildren(without(domain, ['id']), children))
+  const built = buildXml(withChildren(without(domain, ['id']), children), 'lines')
   return { xml: built, notes: [...rewrite.notes] }
 }
 

@@ -74,10 +74,11 @@ export function parseXml(text: string, root: string): XmlElement {
 
 /**
  * One document with `root` as its root element. Throws E_UNSUPPORTED for
- * characters that XML cannot carry or that libvirt would read back as others.
+ * characters that XML cannot carry or that libvirt would read back as others;
+ * `lines` lets text between tags have line ends and tabs, as descriptions do.
  */
-export function buildXml(root: XmlElement): string {
-  return BUILDER.build([toNode(root)])
+export function buildXml(root: XmlElement, text: 'line' | 'lines' = 'line'): string {
+  return BUILDER.build([toNode(root, text)])
 }
 
 /** An element to build; attributes whose value is undefined are left out. */
@@ -188,10 +189,12 @@ function unescape(text: string): string {
   })
 }
 
-function toNode(from: XmlElement): Record<string, unknown> {
+function toNode(from: XmlElement, text: 'line' | 'lines'): Record<string, unknown> {
   const attributes = [...from.attributes].map(([key, value]) => [PREFIX + key, carried(value)] as const)
-  const content: unknown[] = from.children.map(toNode)
-  if (from.text !== '') content.push({ [TEXT]: carriedInText(from.text) })
+  const content: unknown[] = from.children.map(child => toNode(child, text))
+  if (text === 'lines') carried(from.text.replaceAll(/[\n\t]/g, ' '))
+  else carried(from.text)
+  if (from.text !== '') content.push({ [TEXT]: from.text })
   return { [from.name]: content, [ATTRIBUTES]: Object.fromEntries(attributes) }
 }
 
@@ -201,11 +204,5 @@ function carried(text: string): string {
   if (/[\u0000-\u001f\u007f\ufffe\uffff]|\p{Cs}/u.test(text)) {
     throw new BackupError('E_UNSUPPORTED', `${JSON.stringify(text)} cannot be written as XML`)
   }
-  return text
-}
-
-/** Between tags, line ends and tabs are as good as any letter: descriptions have them. */
-function carriedInText(text: string): string {
-  carried(text.replaceAll(/[\n\t]/g, ' '))
   return text
 }

@@ -105,7 +105,7 @@ t.test('network disks, volumes and encrypted devices become plain files', async 
 })
 
 const GUEST = `<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
-  <name>web</name><uuid>11111111-2222-4333-8444-555555555555</uuid>
+  <name>web</name><description>two\n\tlines &amp; more</description><uuid>11111111-2222-4333-8444-555555555555</uuid>
   <genid>aaaaaaaa-2222-4333-8444-555555555555</genid>
   <sysinfo type='smbios'><system><entry name='uuid'>11111111-2222-4333-8444-555555555555</entry><entry name='serial'>7</entry></system></sysinfo>
   <devices>
@@ -132,6 +132,7 @@ t.test('a copy shares nothing that must be unique', async t => {
   t.notMatch(xml, /11111111-2222/)
   t.equal(notes.length, 3, 'emulator, hostdev and QEMU arguments are pointed out')
   t.match(xml, /xmlns:qemu=/)
+  t.match(xml, /two\n\tlines &amp; more/)
 })
 
 t.test('the domain itself keeps MACs, ports and generation', async t => {
