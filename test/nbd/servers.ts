@@ -42,7 +42,7 @@ export function qemuNbd(t: Test, dir: string, args: readonly string[]): Promise<
 }
 
 async function start(t: Test, program: string, args: readonly string[], socket: string): Promise<Server> {
-  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+  const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'pipe'], env: environment(program) })
   let stderr = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
   const exited = once(child, 'exit')
@@ -77,6 +77,12 @@ async function appears(path: string, signal: AbortSignal): Promise<void> {
 
 /** Runs a program to its end; its standard output. */
 export async function run(program: string, args: readonly string[]): Promise<string> {
-  const { stdout } = await promisify(execFile)(program, args, { maxBuffer: 1 << 26 })
+  const { stdout } = await promisify(execFile)(program, args, { maxBuffer: 1 << 26, env: environment(program) })
   return stdout
+}
+
+/** A sanitizer that is loaded into Node first is for Node only: QEMU hangs under it. */
+function environment(program: string): NodeJS.ProcessEnv {
+  const { LD_PRELOAD: preload, ...others } = process.env
+  return program === 'node' && preload !== undefined ? { ...others, LD_PRELOAD: preload } : others
 }
