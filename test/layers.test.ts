@@ -49,7 +49,7 @@ const MAP: ModuleMap = {
     'p-queue': /^base\/async\.ts$/,
     ulid: /^(base|store)\//,
     yaml: /^(config|cli)\//,
-    zod: /^(config|cli)\//,
+    zod: /^config\/schema\.ts$/,
   },
   builtins: {
     'node:module': /^native\/binding\.ts$/,

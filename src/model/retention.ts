@@ -181,9 +181,8 @@ function planIn<P extends RetainedPoint>(
   keepLast(present, policy.last)
   for (const period of PERIODS) keepPeriod(present, period, policy[period])
   keepWithin(present, policy.within)
-  for (const newest of [all[0], present[0]]) {
-    if (newest !== undefined && newest.kept.length === 0) note(newest, 'newest', 'newest point')
-  }
+  const [newest] = present
+  if (newest !== undefined && newest.kept.length === 0) note(newest, 'newest', 'newest point')
   return { decisions: all.map(decide), refused: undefined }
 }
 

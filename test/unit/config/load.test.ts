@@ -312,6 +312,17 @@ t.test('whatever a file holds, reading it ends in problems and never in a crash'
   )
 })
 
+t.test('a part in conf.d, and a file that has parts, is never taken for one of virt-backup', async t => {
+  const main = 'groups: { a: { target: /srv/store, daily: 7 } }\n'
+  const reading = await checkTexts([
+    { file: 'config.yml', text: main },
+    { file: 'conf.d/b.yml', text: main },
+  ])
+
+  t.strictSame(reading.warnings, [])
+  t.equal(reading.config?.default, undefined)
+})
+
 t.test('a version that does not exist yet is refused', async t => {
   t.strictSame(await problems('version: 2\n'), ['config.yml:1:10  version: expected 1'])
 })

@@ -109,7 +109,7 @@ t.test('a star keeps for ever', async t => {
 })
 
 t.test('within counts back from the newest point: a host that was off for months loses nothing', async t => {
-  const points = [0, 10, 20, 31].map(day => point(day + 1, Date.parse('2026-01-01T00:00:00Z') + day * DAY_MS))
+  const points = [0, 1, 10, 20, 31].map(day => point(day + 1, Date.parse('2026-01-01T00:00:00Z') + day * DAY_MS))
 
   t.strictSame(kept(points, { within: 30 * DAY_MS }, '2026-11-01T00:00:00Z'), [32, 21, 11])
 })
@@ -138,6 +138,16 @@ t.test('a point from the future stops the plan; forced, it is kept and takes nob
   t.strictSame(
     forced.decisions.map(one => `${one.point.sequence} ${one.reason}`),
     ['4 daily 1/2', '3 daily 2/2', '2 dated in the future', '1 no rule left (daily full)'],
+  )
+})
+
+t.test('beside a point from the future the newest real one is kept all the same', async t => {
+  const points = [point(1, '2026-11-20T01:00:00Z'), point(2, '2026-11-20T01:30:00Z'), point(3, '2031-01-01T01:00:00Z')]
+  const options = { now: Date.parse('2026-11-20T02:00:00Z'), timeZone: BERLIN, force: true }
+
+  t.strictSame(
+    planRetention(points, { hourly: 1 }, options).decisions.map(one => one.reason),
+    ['dated in the future', 'newest point', 'hourly 1/1'],
   )
 })
 
