@@ -244,8 +244,8 @@ class NbdConnection final : public Napi::ObjectWrap<NbdConnection> {
 
   Napi::Value close(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
-    auto deferred = Napi::Promise::Deferred::New(env);
     if (!*connection_) {
+      auto deferred = Napi::Promise::Deferred::New(env);
       deferred.Resolve(env.Undefined());
       return deferred.Promise();
     }
