@@ -27,6 +27,7 @@ export interface ConfigLayer {
 const TOP_KEYS = new Set(['debug', 'threads', 'uri', 'username', 'passphrase', 'password', 'default', 'groups'])
 const RETENTION_KEYS = ['hourly', 'daily', 'weekly', 'monthly', 'yearly'] as const
 const OLD_PACKING_KEYS = ['compression', 'compression_lvl']
+const OLD_KEYS = [...OLD_PACKING_KEYS, 'disk']
 const PACKING_KEYS = ['packager', 'packager_opts']
 const SETTING_KEYS = new Set([
   'target',
@@ -37,18 +38,20 @@ const SETTING_KEYS = new Set([
   'host',
   'disks',
   ...RETENTION_KEYS,
-  ...OLD_PACKING_KEYS,
+  ...OLD_KEYS,
   ...PACKING_KEYS,
 ])
 /** What virt-backup keeps of each period that its file does not mention. */
 const DEFAULT_KEEP = 5
 
-/** Versions before 0.4 said `compression`, later ones `packager`. */
+/** Versions before 0.4 said `compression`, later ones `packager`; the first said `disk` for a host's `disks`. */
 export const VIRT_BACKUP_0_1: ConfigLayer = {
   from: 'virt-backup 0.1',
-  appliesTo: document => isVirtBackup(document) && settingMaps(document).some(map => hasAny(map, OLD_PACKING_KEYS)),
+  appliesTo: document => isVirtBackup(document) && settingMaps(document).some(map => hasAny(map, OLD_KEYS)),
   apply: document => {
     for (const map of settingMaps(document)) {
+      const disk = pairOf(map, 'disk')
+      if (disk !== undefined && isScalar(disk.key)) disk.key.value = 'disks'
       const compression = pairOf(map, 'compression')
       if (compression === undefined && !map.has('compression_lvl')) continue
       const algorithm = scalarOf(compression?.value)

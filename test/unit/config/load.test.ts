@@ -242,6 +242,7 @@ t.test('a file of virt-backup 0.1 is taken too, with five of each period it does
 
   t.strictSame(found.map(formatProblem), [])
   t.match(config, { passphrase: 'secret', default: { hourly: 5, daily: 4, yearly: 1 } })
+  t.match(config?.groups?.['test']?.hosts, [{ host: 'domainname', disks: ['vda'] }, 'r:^prod.*'])
   t.ok(warnings.some(one => /^config\.yml:\d+:\d+ {2}packager tar/.test(one.message)))
   t.ok(warnings.some(one => /keeps 5 of each period.*hourly/.test(one.message)))
 })
