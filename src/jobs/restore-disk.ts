@@ -22,6 +22,8 @@ export interface DiskRestore {
   readonly root: TreeRoot
   readonly geometry: DiskGeometry
   readonly image: ImageWriter
+  /** The part of the tree to copy, ascending; all of it unless given. */
+  readonly runs?: AsyncIterable<TreeRun>
   /** stop: reject with what was thrown. keep: write zeros for what is lost and go on. */
   readonly onDamage: 'stop' | 'keep'
   /** Told each lost range before anything else is done about it. Ascending, disjoint. */
@@ -55,7 +57,7 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
   }
 
   try {
-    for await (const window of cutWindows(walkAll(restore), geometry, limits)) {
+    for await (const window of cutWindows(restore.runs ?? walkAll(restore), geometry, limits)) {
       throwIfAborted(signal)
       if (underWay.length > READ_AHEAD) await writeOldest()
       const buffer = await pool.take(signal)
