@@ -23,6 +23,13 @@ export interface CommandEntry {
 /** Every command there is, in the order of the help. One that is not here does not exist. */
 export const COMMAND_TABLE: readonly CommandEntry[] = [
   {
+    id: 'backup:pull',
+    group: 'DAILY',
+    summary: 'Back up domains: read what changed, store what is new',
+    hiddenAliases: ['backup:create', 'bak'],
+    load: () => import('../commands/backup/pull.js'),
+  },
+  {
     id: 'list',
     group: 'DAILY',
     summary: 'List recovery points',

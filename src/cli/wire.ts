@@ -1,10 +1,22 @@
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+
 import { BackupError } from '../base/errors.js'
+import { resolveSecret, secretSourceOf } from '../config/secrets.js'
 import { LocalImages } from '../image/local-images.js'
+import { pullDomains } from '../jobs/pull-domains.js'
+import { PullJob } from '../jobs/pull-job.js'
 import { RestoreJob } from '../jobs/restore-job.js'
 import { planRestore } from '../jobs/restore-plan.js'
+import { Hypervisor } from '../libvirt/hypervisor.js'
+import { PullHost } from '../libvirt/pull-host.js'
+import { ExportReader } from '../nbd/export-reader.js'
 import { Store } from '../store/store.js'
 import type { StorePort } from '../store/store-types.js'
+import { startGuardian } from './guardian.js'
+import { readPackageJson } from './package-json.js'
 import type { Session } from './session.js'
+import { DEFAULT_CONNECT } from './settings.js'
 import { isPlace, type TargetPlace, targetPlace } from './targets.js'
 
 /**
@@ -12,19 +24,25 @@ import { isPlace, type TargetPlace, targetPlace } from './targets.js'
  * so that nothing of this is loaded for `--help`.
  */
 
-export { planRestore }
+export { planRestore, pullDomains }
 
-/** Where the store of this run is; reads the configuration only where it must. Rejects as targetPlace(). */
-export async function findTarget(session: Session): Promise<TargetPlace> {
-  const { target } = session.settings
+/** QEMU answers within milliseconds; a disk below it that hangs takes longer. */
+const NBD_REQUEST_TIMEOUT_MS = 120_000
+
+/**
+ * Where the store of this run is; reads the configuration only where it must.
+ * `preferred` counts where neither flag nor variable names one. Rejects as targetPlace().
+ */
+export async function findTarget(session: Session, preferred?: string): Promise<TargetPlace> {
+  const target = session.settings.target ?? preferred
   if (target !== undefined && isPlace(target)) return targetPlace(target, {})
   const { config } = await session.config()
   return targetPlace(target, config)
 }
 
 /** Opens the store that `-t` names. Rejects with E_USAGE where none is named, E_NO_STORE, E_STORE_FORMAT, E_KEY. */
-export async function openStore(session: Session): Promise<StorePort> {
-  const { path, indexDirectory } = await findTarget(session)
+export async function openStore(session: Session, preferred?: string): Promise<StorePort> {
+  const { path, indexDirectory } = await findTarget(session, preferred)
   return await Store.open(path, { indexDirectory, onNotice: warning => session.warn(warning) })
 }
 
@@ -55,4 +73,85 @@ export function makeRestoreJob(session: Session, store: StorePort): RestoreJob {
     openExport: uri => Promise.reject(new BackupError('E_UNSUPPORTED', `cannot restore to the export ${uri}`)),
   })
   return new RestoreJob({ store, images, progress: session.progress, clock: session.clock })
+}
+
+/** A connection to libvirt, and what a guardian needs to make one like it. */
+export interface Machine extends AsyncDisposable {
+  readonly hypervisor: Hypervisor
+  readonly access: {
+    readonly uri: string
+    readonly username?: string | undefined
+    readonly passphrase?: string | undefined
+  }
+}
+
+/**
+ * Connects to the libvirt that flags, variables or the configuration name.
+ * Rejects with E_LIBVIRT_CONNECT, E_LIBVIRT_DENIED, E_UNSUPPORTED, E_CONFIG.
+ */
+export async function connectMachine(session: Session): Promise<Machine> {
+  const { config } = await session.config()
+  const secret = await resolveSecret(
+    {
+      name: 'passphrase for libvirt',
+      source: secretSourceOf(config, 'passphrase'),
+      variable: 'VIRTVAULT_LIBVIRT_PASSPHRASE',
+      env: process.env,
+    },
+    session.signal,
+  )
+  for (const warning of secret?.warnings ?? []) session.warn(warning)
+  const uri = session.settings.connect ?? config.uri ?? DEFAULT_CONNECT
+  const access = { uri, username: config.username, passphrase: secret?.secret }
+  const hypervisor = await Hypervisor.open(uri, access, session.signal)
+  return { hypervisor, access, [Symbol.asyncDispose]: () => hypervisor[Symbol.asyncDispose]() }
+}
+
+export interface PullOptions {
+  /** Per disk. */
+  readonly connections: number
+  readonly scratchDir: string | undefined
+}
+
+export function makePullJob(
+  session: Session,
+  parts: { readonly store: StorePort; readonly machine: Machine },
+  { connections, scratchDir }: PullOptions,
+): PullJob {
+  const { hypervisor, access } = parts.machine
+  const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
+  return new PullJob({
+    store: parts.store,
+    hypervisor: new PullHost(hypervisor, { ...places, readOnly: false, shareable: false }),
+    openExport: (address, { exportName, bitmap }, signal) =>
+      ExportReader.open(
+        address,
+        { exportName, dirtyBitmap: bitmap, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS },
+        signal,
+      ),
+    startGuardian: () => startGuardian(access),
+    clock: session.clock,
+    progress: session.progress,
+    toolVersion: readPackageJson().version,
+  })
+}
+
+/** For sockets: short-lived, and a short path. */
+function runtimeDir(): string {
+  const { VIRTVAULT_RUNTIME_DIR: asked, XDG_RUNTIME_DIR: own } = process.env
+  if (asked !== undefined && asked !== '') return asked
+  if (process.getuid?.() === 0) return '/run/virtvault'
+  return own === undefined || own === '' ? join(stateDir(), 'run') : join(own, 'virtvault')
+}
+
+/** On a disk, not in memory: QEMU puts there what the guests overwrite during a backup. */
+function defaultScratchDir(): string {
+  return join(stateDir(), 'scratch')
+}
+
+function stateDir(): string {
+  const { VIRTVAULT_STATE_DIR: asked, XDG_STATE_HOME: own } = process.env
+  if (asked !== undefined && asked !== '') return asked
+  if (process.getuid?.() === 0) return '/var/lib/virtvault'
+  return join(own === undefined || own === '' ? join(homedir(), '.local', 'state') : own, 'virtvault')
 }

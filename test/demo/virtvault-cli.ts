@@ -67,6 +67,7 @@ export function cliEnvironment(lab: Lab): NodeJS.ProcessEnv {
     XDG_CACHE_HOME: join(home, '.cache'),
     XDG_STATE_HOME: join(home, '.state'),
     VIRTVAULT_SCRATCH_DIR: lab.scratchFolder,
+    VIRTVAULT_RUNTIME_DIR: lab.scratchFolder,
     VIRTVAULT_CACHE_DIR: join(home, 'cache'),
     VIRTVAULT_STATE_DIR: join(home, 'state'),
   }

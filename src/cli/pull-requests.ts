@@ -1,0 +1,105 @@
+import { availableParallelism } from 'node:os'
+
+import { BackupError } from '../base/errors.js'
+import type { LoadedConfig } from '../config/load.js'
+import { autostartGroups, groupSelectors, resolveJob } from '../config/resolve.js'
+import type { PullRequest } from '../jobs/pull-ports.js'
+import type { JobSettings } from '../model/domain-job.js'
+import type { DomainRef } from '../model/recovery-point.js'
+import { type Selection, selectDomains } from '../model/selector.js'
+import { localTimeZone } from './points.js'
+import type { Environment } from './settings.js'
+
+const AGENT_TIMEOUT_SECONDS = 10
+const SCRATCH_POLL_MS = 1000
+/** Room that must stay on the scratch's file system, or the backup is given up before the guest is paused. */
+const SCRATCH_MIN_FREE_BYTES = 512 * 1024 ** 2
+const CONNECTIONS = 4
+
+/** What the command line says about a pull. */
+export interface PullWishes {
+  readonly selectors: readonly string[]
+  readonly groups: readonly string[]
+  readonly all: boolean
+  readonly mode: 'auto' | 'full' | 'incremental'
+  /** Flags that stand above the configuration. */
+  readonly settings: JobSettings
+  readonly scratchLimitBytes: number | undefined
+  readonly comment: string | undefined
+}
+
+/** A pull with what its job is made of. */
+export interface PreparedPull {
+  readonly request: PullRequest
+  readonly connections: number
+  readonly scratchDir: string | undefined
+}
+
+/**
+ * The domains that are meant: selectors and groups, all, or the groups that
+ * start by themselves. Throws E_NOT_FOUND and E_USAGE as selectDomains().
+ */
+export function choosePulled(domains: readonly DomainRef[], wishes: PullWishes, loaded: LoadedConfig): Selection {
+  const { selectors, all } = wishes
+  const isNothing = selectors.length === 0 && wishes.groups.length === 0 && !all
+  const groups = isNothing ? autostartGroups(loaded.config) : wishes.groups
+  return selectDomains(domains, { selectors, groups, all }, groupSelectors(loaded.config))
+}
+
+/** What holds for one domain: flags, then environment, then configuration. */
+export function preparePull(
+  domain: DomainRef,
+  wishes: PullWishes,
+  loaded: LoadedConfig,
+  env: Environment,
+): PreparedPull {
+  const flags = wishes.settings
+  const { settings } = resolveJob(loaded, domain, { timeZone: localTimeZone(), env, flags })
+  const mode = wishes.mode === 'auto' && settings.onBrokenChain === 'fail' ? 'incremental' : wishes.mode
+  const freeze = settings.quiesce === 'required' ? 'required' : settings.quiesce ? 'auto' : 'off'
+  return {
+    connections: settings.connections === undefined ? CONNECTIONS : orAllCores(settings.connections),
+    scratchDir: settings.scratchDir,
+    request: {
+      domain,
+      wish: { mode, only: settings.disks ?? [], except: settings.excludeDisks ?? [] },
+      freeze: { mode: freeze, mountpoints: settings.freezeMounts, timeoutSeconds: AGENT_TIMEOUT_SECONDS },
+      scratchLimits: {
+        minFreeBytes: SCRATCH_MIN_FREE_BYTES,
+        maxUsedBytes: wishes.scratchLimitBytes,
+        intervalMs: SCRATCH_POLL_MS,
+      },
+      tags: settings.tags,
+      comment: wishes.comment,
+    },
+  }
+}
+
+/**
+ * The one target that the configuration gives all these domains; undefined
+ * where it says nothing. Throws E_UNSUPPORTED where they differ.
+ */
+export function commonTarget(
+  domains: readonly DomainRef[],
+  loaded: LoadedConfig,
+  env: Environment,
+): string | undefined {
+  const context = { timeZone: localTimeZone(), env }
+  const named = domains.flatMap(domain => resolveJob(loaded, domain, context).settings.targets)
+  const [first, another] = new Set(named)
+  if (another === undefined) return first
+  throw new BackupError('E_UNSUPPORTED', `these domains go to several targets: ${[...new Set(named)].join(', ')}`, {
+    why: 'one run writes to one target',
+    hints: ['say which with -t, and run once for each'],
+  })
+}
+
+/** Domains at once: the flag, else `threads` of the configuration, else half the cores. */
+export function parallelPulls(flag: number | undefined, loaded: LoadedConfig): number {
+  const cores = availableParallelism()
+  return orAllCores(flag ?? loaded.config.threads ?? Math.max(1, Math.min(4, Math.floor(cores / 2))))
+}
+
+function orAllCores(count: number): number {
+  return count === 0 ? availableParallelism() : count
+}

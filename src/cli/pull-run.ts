@@ -1,0 +1,45 @@
+import { withoutAbsent } from '../config/settings.js'
+import { choosePulled, commonTarget, parallelPulls, preparePull, type PullWishes } from './pull-requests.js'
+import type { PullRun } from './pull-view.js'
+import type { Session } from './session.js'
+import { connectMachine, findTarget, makePullJob, openStore, pullDomains } from './wire.js'
+
+/**
+ * Pulls what the user asked for. The store is opened before libvirt is asked
+ * for anything that changes a domain. Rejects where nothing could be begun;
+ * what fails for one domain is in its outcome.
+ */
+export async function runPull(session: Session, asked: PullWishes, parallel: number | undefined): Promise<PullRun> {
+  const { clock, progress, signal } = session
+  const wishes = { ...asked, settings: withoutAbsent(asked.settings) }
+  const started = clock.now()
+  const from = clock.monotonic()
+  const loaded = await session.config()
+  await using machine = await connectMachine(session)
+  const found = await machine.hypervisor.listDomains()
+  const { domains, idleExclusions } = choosePulled(
+    found.map(({ uuid, name }) => ({ uuid, name })),
+    wishes,
+    loaded,
+  )
+  for (const text of idleExclusions) session.note(`"${text}" leaves nothing out`)
+  const preferred = session.settings.target ?? commonTarget(domains, loaded, process.env)
+  const { name: target } = await findTarget(session, preferred)
+  await using store = await openStore(session, preferred)
+
+  const prepared = domains.map(domain => preparePull(domain, wishes, loaded, process.env))
+  const jobs = new Map(prepared.map(one => [one.request, makePullJob(session, { store, machine }, one)]))
+  const job = {
+    run: (request: (typeof prepared)[number]['request'], until: AbortSignal) => {
+      const own = jobs.get(request)
+      if (own === undefined) throw new Error('bug: a request without a job')
+      return own.run(request, until)
+    },
+  }
+  const outcomes = await pullDomains(
+    { job, progress, clock },
+    { requests: [...jobs.keys()], parallel: parallelPulls(parallel, loaded) },
+    signal,
+  )
+  return { outcomes, target, started, durationMs: clock.monotonic() - from, interrupted: undefined }
+}
