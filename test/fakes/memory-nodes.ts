@@ -30,7 +30,7 @@ export class MemoryNodes implements NodeSink {
     let newCount = 0
     let storedBytes = 0
     for (let at = 0; at < spans.length / 2; at++) {
-      const plain = bytes.slice(spans[2 * at]!, spans[2 * at]! + spans[2 * at + 1]!)
+      const plain = bytes.slice(spans[2 * at], spans[2 * at]! + spans[2 * at + 1]!)
       decodeTreeNode(plain)
       const id = createHash('sha256').update(Uint8Array.of(2)).update(plain).digest()
       ids.set(id, 32 * at)
