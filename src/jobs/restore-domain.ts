@@ -1,4 +1,4 @@
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 
 import { BackupError, errorCodeOf } from '../base/errors.js'
 import type { ImageFactory } from '../image/image-factory.js'
@@ -187,13 +187,14 @@ export class DomainRestore {
   }
 }
 
+/** libvirt takes absolute paths only. */
 function sourceOf(spec: RestorePlan['disks'][number]['spec']): RestoredSource {
   switch (spec.kind) {
     case 'qcow2':
     case 'raw':
-      return { kind: 'file', path: spec.path, format: spec.kind }
+      return { kind: 'file', path: resolve(spec.path), format: spec.kind }
     case 'device':
-      return { kind: 'block', path: spec.path, format: 'raw' }
+      return { kind: 'block', path: resolve(spec.path), format: 'raw' }
     case 'export':
     case 'stream':
       throw new BackupError('E_UNSUPPORTED', `a domain cannot be defined on a disk restored to a ${spec.kind}`, {

@@ -91,7 +91,7 @@ export async function rollbackDisk(rollback: DiskRollback, signal: AbortSignal):
   }
   const rehearsal = { ...part, image: new NowhereImage(wanted.geometry.size), onProgress: () => undefined }
   await restoreDisk({ ...rehearsal, runs: selectRuns(rollback, signal) }, signal)
-  const { onProgress } = rollback
+  const onProgress: DiskRollback['onProgress'] = (passed, written) => rollback.onProgress(passed, written)
   await restoreDisk({ ...part, image, onProgress, runs: selectRuns(rollback, signal) }, signal)
 }
 
@@ -145,8 +145,8 @@ class TreeCursor {
   }
 
   async #pull(): Promise<TreeRun | undefined> {
-    const { done, value } = await this.#runs.next()
-    return done === true ? undefined : value
+    const result = await this.#runs.next()
+    return result.done === true ? undefined : result.value
   }
 }
 
@@ -191,7 +191,7 @@ export async function* mergeRanges(
     }
     if (open !== undefined) yield open
   } finally {
-    await Promise.all(sources.map(source => source.return?.()))
+    for (const source of sources) await source.return?.()
   }
 }
 
