@@ -8,7 +8,7 @@ import { invariant } from '../base/invariant.js'
 import { native } from '../native/binding.js'
 import type { ImageFileOptions } from './image-writer.js'
 
-/** Start of write-back and release of the page cache happen in steps of this many bytes. */
+/** Write-back and release of the page cache happen in steps of this many bytes. */
 const WRITEBACK_STEP_BYTES = 64 << 20
 /** How far behind the newest byte the page cache is released: what is still being written stays. */
 const WRITEBACK_LAG_BYTES = 64 << 20
@@ -28,8 +28,12 @@ export class ImageFile implements AsyncDisposable {
   readonly #options: ImageFileOptions
   #path: string
   #handle: FileHandle | undefined
-  #writtenBack = 0
   #end = 0
+  /** Bytes from the start that were written back. */
+  #writtenBack = 0
+  #writingBack = false
+  #writeBackDone: Promise<void> = Promise.resolve()
+  #failure: BackupError | undefined
 
   private constructor(options: ImageFileOptions, temporary: string, handle: FileHandle) {
     this.#path = options.path
@@ -76,6 +80,8 @@ export class ImageFile implements AsyncDisposable {
       done += bytesWritten
     }
     this.#end = Math.max(this.#end, position + done)
+    if (this.#failure !== undefined) throw this.#failure
+    this.#writeBack()
   }
 
   /** Length of the file; growing leaves a hole. */
@@ -102,25 +108,42 @@ export class ImageFile implements AsyncDisposable {
   }
 
   /**
-   * Starts write-back of what lies well behind the newest byte and drops it
-   * from the page cache: the host's cache stays as it was, and the sync at the
-   * end is short. Cheap to call often.
+   * Writes back what lies well behind the newest byte and drops it from the
+   * page cache: the host's cache stays as it was, and the sync at the end is
+   * short. Runs beside the writes, one step at a time.
    */
-  async writeBack(): Promise<void> {
-    while (this.#end - this.#writtenBack >= WRITEBACK_STEP_BYTES + WRITEBACK_LAG_BYTES) {
-      const from = this.#writtenBack
-      this.#writtenBack = from + WRITEBACK_STEP_BYTES
-      await native().dropCache(this.#file.fd, from, WRITEBACK_STEP_BYTES)
-    }
+  #writeBack(): void {
+    if (this.#writingBack || this.#end - this.#writtenBack < WRITEBACK_STEP_BYTES + WRITEBACK_LAG_BYTES) return
+    const from = this.#writtenBack
+    this.#writtenBack = from + WRITEBACK_STEP_BYTES
+    this.#writingBack = true
+    this.#writeBackDone = native()
+      .dropCache(this.#file.fd, from, WRITEBACK_STEP_BYTES)
+      .then(
+        () => {
+          this.#writingBack = false
+        },
+        (error: unknown) => {
+          // Linux reports a failed write-back once; whoever got it must not forget it.
+          this.#failure ??= this.#named(error)
+        },
+      )
+  }
+
+  async #writeBackSettled(): Promise<void> {
+    await this.#writeBackDone
+    if (this.#failure !== undefined) throw this.#failure
   }
 
   async sync(): Promise<void> {
+    await this.#writeBackSettled()
     await this.#naming(this.#file.datasync())
   }
 
   /** Owner, mode, fsync, final name, fsync of the directory. Rejects with E_EXISTS, E_IO, E_NO_SPACE. */
   async commit(): Promise<number> {
     const file = this.#file
+    await this.#writeBackSettled()
     const { owner, mode } = this.#options
     if (owner !== undefined) await this.#naming(file.chown(owner.uid, owner.gid))
     if (mode !== undefined) await this.#naming(file.chmod(mode))
@@ -138,6 +161,7 @@ export class ImageFile implements AsyncDisposable {
     const file = this.#handle
     if (file === undefined) return
     this.#handle = undefined
+    await this.#writeBackDone
     await unlink(this.#temporary).catch((error: unknown) => {
       if (!isErrno(error, 'ENOENT')) throw error
     })
