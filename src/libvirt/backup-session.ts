@@ -135,8 +135,10 @@ export class LiveBackupSession implements BackupSessionPort {
 
   async #end(): Promise<void> {
     const { hypervisor, request, mayResume } = this.#parts
-    await this.#watch[Symbol.asyncDispose]()
+    // Not waited for yet: it may be in a call that hangs with QEMU.
+    const watchStopped = this.#watch[Symbol.asyncDispose]()
     await endOwnJob(hypervisor, request.domain, request.socket)
+    await watchStopped
     if (mayResume && (await resumeAfterJob(hypervisor, request.domain)))
       this.#warnings.push(resumedWarning(request.domain))
     for (const failure of await removeLeftovers([request.socket, ...namesOf(request).scratchFiles])) {

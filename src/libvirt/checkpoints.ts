@@ -75,6 +75,8 @@ export async function deleteCheckpoint(hypervisor: Hypervisor, domain: DomainRef
     await remove(0)
     return
   } catch (error) {
+    // The domain is gone, and with it what libvirt knew about it.
+    if (libvirtFailure(error)?.code === 'E_NOT_FOUND') return
     if (libvirtFailure(error)?.libvirtCode !== INTERNAL_ERROR) throw error
   }
   const known = parseCheckpointXml(await checkpointXml(hypervisor, domain, name))

@@ -221,6 +221,17 @@ t.test('backup sessions on a real domain', { ...requires('lab'), timeout: 300_00
     t.notOk(existsSync(request.socket), 'the socket that QEMU left was removed')
   })
 
+  await t.test('a job that somebody else ends aborts its session as E_SOURCE_GONE', async t => {
+    const domain = await newDomain(t)
+    {
+      await using session = await LiveBackupSession.begin(hypervisor, requestFor(domain), GOES_ON)
+      const failed = aborted(session.failure)
+      await lab.virsh('domjobabort', domain.uuid)
+      t.match(await failed, { code: 'E_SOURCE_GONE', why: /somebody else/ })
+    }
+    t.strictSame(await traces(domain), [])
+  })
+
   await t.test('scratch beyond its limit aborts the session as E_NO_SPACE, and the domain runs on', async t => {
     const domain = await newDomain(t)
     await domain.write('vda', 0, 8 * MIB, 1)
