@@ -11,13 +11,13 @@ export interface ChunkIndex {
   /** Values of `ids`; zeroes where there is none. */
   getMany(ids: Uint8Array): Promise<Uint8Array>
 
-  /** One atomic, synced batch. Replaces what was there. */
+  /** Replaces what was there. Synced; no pack's state is ever there without the entries that came with it. */
   putBatch(batch: IndexBatch): Promise<void>
 
   /** Deletes the entries that still have exactly this value. */
   deleteBatch(ids: Uint8Array, values: Uint8Array): Promise<void>
 
-  /** Pages of entries in id order, from the first id after `after`. */
+  /** Pages of entries in id order, from the first id after `after`. Not all of one moment: others write meanwhile. */
   iterate(after?: Uint8Array): AsyncIterable<IndexPage>
 
   /** Every pack with entries, by id in hex. States that are damaged are left out. */
@@ -27,6 +27,9 @@ export interface ChunkIndex {
   getPacks(packIds: readonly string[]): Promise<(PackState | undefined)[]>
 
   deletePacks(packIds: readonly string[]): Promise<void>
+
+  /** Forgets everything; what the packs have may be back already when it resolves. */
+  clear(): Promise<void>
 
   close(): Promise<void>
 }

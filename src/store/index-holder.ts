@@ -4,12 +4,23 @@ import type { PackCatalog } from './pack-catalog.js'
 
 /** Where a store's index comes from. */
 export interface IndexProvider {
-  /** Opens it, empty where there is none. Rejects with IndexBrokenError or IndexHeldError. */
-  open(): Promise<ChunkIndex>
+  /**
+   * Opens it, empty where there is none. Rejects with IndexBrokenError or
+   * IndexHeldError. One that mends itself does it with `repair`.
+   */
+  open(repair: IndexRepair): Promise<ChunkIndex>
   /** Deletes it. */
   destroy(): Promise<void>
   /** An empty one elsewhere, for as long as this process lives. */
   openTemporary(): Promise<ChunkIndex>
+}
+
+/** What it takes to mend an index while it is used. */
+export interface IndexRepair {
+  /** Fills in what the packs have and `index` lacks. Gives the number of packs. */
+  fill(index: ChunkIndex): Promise<number>
+  /** Tells the user. */
+  announce(message: string): void
 }
 
 export interface IndexHolderOptions {
@@ -27,6 +38,7 @@ export class IndexHolder {
   readonly #provider: IndexProvider
   readonly #packs: PackCatalog
   readonly #notice: (warning: Warning) => void
+  readonly #repair: IndexRepair
   #current: Promise<ChunkIndex> | undefined
   #reindexed: Promise<void> | undefined
 
@@ -34,6 +46,10 @@ export class IndexHolder {
     this.#provider = options.provider
     this.#packs = options.packs
     this.#notice = options.onNotice
+    this.#repair = {
+      fill: index => this.#packs.indexMissing(index),
+      announce: message => this.#announce(message),
+    }
   }
 
   /** Runs `work` on the index; once more on a rebuilt one where the first breaks under it. Rejects with E_LOCKED. */
@@ -58,6 +74,15 @@ export class IndexHolder {
     return this.use(index => this.#packs.indexMissing(index))
   }
 
+  /** Makes it anew from the packs, also where it seems whole. Gives the number of packs that it knows then. */
+  rebuild(): Promise<number> {
+    return this.use(async index => {
+      await index.clear()
+      await this.#packs.indexMissing(index)
+      return (await index.packs()).size
+    })
+  }
+
   /** Takes every footer again, and what records of unsealed packs can be had: for chunks that cannot be found. Once per process. */
   async reindexAll(): Promise<void> {
     this.#reindexed ??= this.#reindex()
@@ -77,7 +102,7 @@ export class IndexHolder {
 
   async #open(): Promise<ChunkIndex> {
     try {
-      const index = await this.#provider.open()
+      const index = await this.#provider.open(this.#repair)
       return await this.#filled(index)
     } catch (error) {
       if (error instanceof IndexHeldError) {
@@ -99,7 +124,7 @@ export class IndexHolder {
       this.#announce(`the index was unusable and is rebuilt from the packs${reason(cause)}`)
       try {
         await this.#provider.destroy()
-        return await this.#filled(await this.#provider.open())
+        return await this.#filled(await this.#provider.open(this.#repair))
       } catch (error) {
         if (error instanceof BackupError) throw error
       }

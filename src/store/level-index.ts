@@ -107,10 +107,20 @@ export class LevelIndex implements ChunkIndex {
     }
   }
 
-  async packs(): Promise<ReadonlyMap<string, PackState>> {
+  packs(): Promise<ReadonlyMap<string, PackState>> {
+    return this.#readPacks(undefined, -1)
+  }
+
+  /** Some states in the order of their ids, the first after `after`; empty at the end. */
+  packPage(after: string | undefined): Promise<ReadonlyMap<string, PackState>> {
+    return this.#readPacks(after, PAGE_ENTRIES)
+  }
+
+  async #readPacks(after: string | undefined, limit: number): Promise<ReadonlyMap<string, PackState>> {
     const packs = new Map<string, PackState>()
+    const gt = after === undefined ? Uint8Array.of(INDEX_PREFIX.pack) : packKey(after)
     const found = await guarded(() =>
-      this.#database.iterator({ gt: Uint8Array.of(INDEX_PREFIX.pack), lt: Uint8Array.of(INDEX_PREFIX.pack + 1) }).all(),
+      this.#database.iterator({ gt, lt: Uint8Array.of(INDEX_PREFIX.pack + 1), limit }).all(),
     )
     for (const [key, value] of found) {
       const id = key.subarray(1)
@@ -132,6 +142,10 @@ export class LevelIndex implements ChunkIndex {
     const entries = this.#database.batch()
     for (const id of packIds) entries.del(packKey(id))
     await guarded(() => entries.write({ sync: true }))
+  }
+
+  clear(): Promise<void> {
+    return guarded(() => this.#database.clear())
   }
 
   async close(): Promise<void> {

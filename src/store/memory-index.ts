@@ -65,6 +65,12 @@ export class MemoryIndex implements ChunkIndex {
     return Promise.resolve()
   }
 
+  clear(): Promise<void> {
+    this.#values.clear()
+    this.#packs.clear()
+    return Promise.resolve()
+  }
+
   close(): Promise<void> {
     return Promise.resolve()
   }

@@ -24,7 +24,6 @@ import { Draft } from './draft.js'
 import { IndexHolder, type IndexProvider } from './index-holder.js'
 import { type StoreKeys, plainKeys } from './keys.js'
 import { CONDEMNED_FILE, STORE_FILE, STORE_FOLDERS } from './layout.js'
-import { LevelProvider } from './level-provider.js'
 import { LocalObjects, isLeftover } from './local-objects.js'
 import { Locator } from './locator.js'
 import { NodeReader } from './node-reader.js'
@@ -33,6 +32,7 @@ import { PackCatalog } from './pack-catalog.js'
 import { PackReader } from './pack-reader.js'
 import { Points } from './points.js'
 import { LeasedRun, Runs } from './runs.js'
+import { SharedProvider } from './shared-provider.js'
 import type { ChunkSource, PointDraft, Run, StorePort, TreeDifference, TreeSide } from './store-types.js'
 import { diffTrees, walkTree } from './tree-walk.js'
 
@@ -61,7 +61,7 @@ export interface InitOptions extends Partial<StoreParts> {
 }
 
 export interface OpenOptions extends Partial<StoreParts> {
-  /** Where LevelDB is, when not in the store. */
+  /** An existing directory for the index, when not in the store; each store has a directory of its own in it. */
   readonly indexDirectory?: string | undefined
 }
 
@@ -163,7 +163,8 @@ export class Store implements StorePort {
     const file = decodeStoreFile(bytes)
     const unlock = options.unlock ?? withoutKeys
     const keys = await unlock(file)
-    const index = options.index ?? new LevelProvider(options.indexDirectory ?? join(location, 'index'))
+    const home = options.indexDirectory === undefined ? location : join(options.indexDirectory, file.id)
+    const index = options.index ?? new SharedProvider({ fs, clock, home })
     return new Store(location, file, keys, { fs, random, clock, index, onNotice: options.onNotice ?? ignoreNotice })
   }
 

@@ -1,0 +1,102 @@
+/**
+ * A process of its own that uses a store as told, one message at a time; the
+ * other end of store-processes.ts.
+ */
+import { systemClock } from '../../src/base/clock.js'
+import { ID_BYTES } from '../../src/format/record.js'
+import { Store } from '../../src/store/store.js'
+import { CHUNK, contentsOf, diskBytes, putDisk, readDisk, sideOf } from './harness.js'
+
+export type Order =
+  | { readonly kind: 'open'; readonly directory: string; readonly indexDirectory?: string }
+  /** Stores these chunks as a new point of a domain of its own. */
+  | { readonly kind: 'pull'; readonly domain: string; readonly size: number; readonly seeds: [number, number][] }
+  /** Whether every point of the store reads back as its comment says. */
+  | { readonly kind: 'check' }
+  /** Looks a batch of ids up, `times` times; gives the milliseconds of each. */
+  | { readonly kind: 'look'; readonly ids: string; readonly times: number }
+  | { readonly kind: 'rebuild' }
+  | { readonly kind: 'close' }
+
+export interface Report {
+  readonly failure?: string
+  readonly notices: readonly string[]
+  readonly result?: unknown
+}
+
+let store: Store | undefined
+const notices: string[] = []
+
+async function obey(order: Order): Promise<unknown> {
+  if (order.kind === 'open') {
+    store = await Store.open(order.directory, {
+      indexDirectory: order.indexDirectory,
+      onNotice: ({ message }) => notices.push(message),
+    })
+    return undefined
+  }
+  if (store === undefined) throw new Error('no store is open')
+  switch (order.kind) {
+    case 'pull':
+      return await pull(store, order)
+    case 'check':
+      return await check(store)
+    case 'look': {
+      const ids = Buffer.from(order.ids, 'base64')
+      const times: number[] = []
+      let found = 0
+      for (let time = 0; time < order.times; time++) {
+        const start = systemClock.monotonic()
+        const values = await store.index.use(index => index.getMany(ids))
+        times.push(systemClock.monotonic() - start)
+        found = 0
+        for (let at = 0; at < ids.length / ID_BYTES; at++) {
+          if (values.subarray(at * 40, at * 40 + 40).some(byte => byte !== 0)) found++
+        }
+      }
+      return { times, found }
+    }
+    case 'rebuild':
+      return await store.index.rebuild()
+    case 'close':
+      await store[Symbol.asyncDispose]()
+      return undefined
+  }
+}
+
+async function pull(open: Store, order: Order & { kind: 'pull' }): Promise<unknown> {
+  const geometry = { size: order.size, chunkSize: CHUNK }
+  await using run = await open.runs.begin('pull')
+  await using draft = await open.draft(run)
+  const { root, newChunks } = await putDisk(draft, geometry, order.seeds)
+  const contents = contentsOf(geometry, root)
+  const point = await draft.commit({
+    ...contents,
+    domain: { uuid: order.domain, name: 'web01' },
+    comment: JSON.stringify(order.seeds),
+  })
+  await run.finish()
+  return { id: point.id, newChunks }
+}
+
+async function check(open: Store): Promise<unknown> {
+  const points = await open.points.list()
+  const wrong: string[] = []
+  for (const point of points) {
+    const side = sideOf(point)
+    const expected = diskBytes(side.geometry, new Map(JSON.parse(point.comment ?? '[]') as [number, number][]))
+    if (!(await readDisk(open, side)).equals(expected)) wrong.push(point.id)
+  }
+  return { points: points.map(({ id }) => id), wrong }
+}
+
+process.on('message', (order: Order) => {
+  void obey(order).then(
+    result => process.send?.({ notices: notices.splice(0), result } satisfies Report),
+    (error: unknown) =>
+      process.send?.({
+        notices: notices.splice(0),
+        failure: error instanceof Error ? (error.stack ?? error.message) : String(error),
+      } satisfies Report),
+  )
+})
