@@ -51,10 +51,46 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/restore.js'),
   },
   {
+    id: 'tag',
+    group: 'KEEPING',
+    summary: 'Add and remove tags of a recovery point',
+    load: () => import('../commands/tag.js'),
+  },
+  {
+    id: 'hold',
+    group: 'KEEPING',
+    summary: 'Keep a recovery point from prune and forget',
+    load: () => import('../commands/hold.js'),
+  },
+  {
+    id: 'release',
+    group: 'KEEPING',
+    summary: 'End a hold',
+    load: () => import('../commands/release.js'),
+  },
+  {
     id: 'init',
     group: 'SET UP',
     summary: 'Create a store',
     load: () => import('../commands/init.js'),
+  },
+  {
+    id: 'config:validate',
+    group: 'SET UP',
+    summary: 'Check the configuration',
+    load: () => import('../commands/config/validate.js'),
+  },
+  {
+    id: 'config:generate',
+    group: 'SET UP',
+    summary: 'Print a configuration to start from',
+    load: () => import('../commands/config/generate.js'),
+  },
+  {
+    id: 'config:schema',
+    group: 'SET UP',
+    summary: 'Print the JSON schema of the configuration',
+    load: () => import('../commands/config/schema.js'),
   },
 ]
 

@@ -61,3 +61,8 @@ export function plural(count: number, noun: string): string {
 function pad(value: number): string {
   return String(value).padStart(2, '0')
 }
+
+/** Seconds for JSON documents, to the millisecond. */
+export function inSeconds(milliseconds: number): number {
+  return Math.round(milliseconds) / 1000
+}

@@ -18,7 +18,7 @@ export async function runPull(session: Session, asked: PullWishes, parallel: num
   await using machine = await connectMachine(session)
   const found = await machine.hypervisor.listDomains()
   const { domains, idleExclusions } = choosePulled(
-    found.map(({ uuid, name }) => ({ uuid, name })),
+    found.map(({ uuid, name }) => ({ uuid, name })).sort((a, b) => (a.name < b.name ? -1 : 1)),
     wishes,
     loaded,
   )

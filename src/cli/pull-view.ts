@@ -6,7 +6,7 @@ import { formatSize } from '../model/size.js'
 import type { Envelope } from './base-command.js'
 import { type ErrorReport, renderError, reportError } from './error-report.js'
 import { EXIT, exitOfItems } from './exit-codes.js'
-import { plural, renderRows } from './output.js'
+import { inSeconds, plural, renderRows } from './output.js'
 import { sumOf } from './point-view.js'
 import { printable } from './printable.js'
 
@@ -32,7 +32,7 @@ export function pullDocument(run: PullRun): Envelope {
     status: failed === outcomes.length ? 'failed' : exit === EXIT.ok ? 'success' : 'partial',
     exit,
     started: new Date(run.started).toISOString(),
-    seconds: run.durationMs / 1000,
+    seconds: inSeconds(run.durationMs),
     target: run.target,
     totals: {
       domains: outcomes.length,
@@ -113,7 +113,7 @@ function total(outcomes: readonly DomainOutcome[], field: 'readBytes' | 'newByte
 
 function resultDocument(outcome: DomainOutcome): object {
   const { domain, status, durationMs } = outcome
-  const common = { domain: domain.name, uuid: domain.uuid, status, seconds: durationMs / 1000 }
+  const common = { domain: domain.name, uuid: domain.uuid, status, seconds: inSeconds(durationMs) }
   if (outcome.status === 'failed') return { ...common, error: errorFields(reportError(outcome.error)) }
   const { point } = outcome
   return {

@@ -5,7 +5,7 @@ import { shortId } from '../model/point-ref.js'
 import { formatSize } from '../model/size.js'
 import type { Envelope } from './base-command.js'
 import { EXIT } from './exit-codes.js'
-import { plural, renderRows } from './output.js'
+import { inSeconds, plural, renderRows } from './output.js'
 import { printable } from './printable.js'
 
 /** The document of a restore that was carried out; damage that was kept is exit 7. */
@@ -17,7 +17,7 @@ export function restoreDocument(plan: RestorePlan, result: RestoreResult): Envel
     status: isComplete ? 'success' : 'partial',
     exit: isComplete ? EXIT.ok : EXIT.damage,
     ...pointFields(plan),
-    seconds: result.durationMs / 1000,
+    seconds: inSeconds(result.durationMs),
     data_bytes: result.dataBytes,
     disks: result.disks.map(disk => ({
       target: disk.target,
@@ -25,7 +25,7 @@ export function restoreDocument(plan: RestorePlan, result: RestoreResult): Envel
       virtual_bytes: disk.size,
       data_bytes: disk.dataBytes,
       file_bytes: disk.fileBytes,
-      seconds: disk.durationMs / 1000,
+      seconds: inSeconds(disk.durationMs),
       lost: disk.lost,
       map: disk.map,
       notes: disk.notes,

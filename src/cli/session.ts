@@ -2,7 +2,7 @@ import { createInterface } from 'node:readline/promises'
 
 import { type Clock, systemClock } from '../base/clock.js'
 import { BackupError, type Warning } from '../base/errors.js'
-import type { LoadedConfig } from '../config/load.js'
+import type { ConfigRequest, LoadedConfig } from '../config/load.js'
 import type { Interruption } from './interruption.js'
 import { printable } from './printable.js'
 import { type ProgressDisplay, openProgress } from './progress.js'
@@ -44,10 +44,14 @@ export class Session implements AsyncDisposable {
     return this.#config
   }
 
+  /** What there is to read for config(). */
+  get configRequest(): ConfigRequest {
+    return { file: this.settings.configFile, overrides: this.settings.overrides, env: process.env }
+  }
+
   async #readConfig(): Promise<LoadedConfig> {
     const { loadConfig } = await import('../config/load.js')
-    const { configFile: file, overrides } = this.settings
-    const loaded = await loadConfig({ file, overrides, env: process.env })
+    const loaded = await loadConfig(this.configRequest)
     for (const warning of loaded.warnings) this.warn(warning)
     return loaded
   }
