@@ -129,6 +129,14 @@ export async function removeLeftovers(paths: readonly string[]): Promise<readonl
   return failures
 }
 
+/** Whether something lies at `path` on this machine, be it a dangling link. */
+export async function exists(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  )
+}
+
 /**
  * libvirt forgets a backup a moment before it forgets that a job runs, and
  * cannot describe the job in between; where that lasts, the daemon was killed

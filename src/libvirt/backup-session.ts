@@ -2,9 +2,9 @@ import { throwIfAborted } from '../base/async.js'
 import { BackupError, isNativeFailure, messageOf, type Warning } from '../base/errors.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
-import { endOwnJob, isPausedForSpace, refuseBusy, removeLeftovers, resumeAfterJob } from './backup-job.js'
+import { endOwnJob, exists, isPausedForSpace, refuseBusy, removeLeftovers, resumeAfterJob } from './backup-job.js'
 import { beginWithFallback, type BegunBackup } from './backup-begin.js'
-import { checkpointXml, cleanupWarning, deleteCheckpoint } from './checkpoints.js'
+import { checkpointXml, cleanupWarning, deleteCheckpoint, listCheckpoints } from './checkpoints.js'
 import { freezeAround, type FreezeOutcome } from './freeze.js'
 import { type Hypervisor, isDomainGone, libvirtFailure } from './hypervisor.js'
 import { freeSpaceFor, ScratchWatch } from './scratch-watch.js'
@@ -65,7 +65,8 @@ export class LiveBackupSession implements BackupSessionPort {
    *
    * Where libvirt does not confirm the base of a disk, that disk is exported in
    * full, with a W_CHAIN warning. Rejects with E_DOMAIN_BUSY at once where any
-   * job runs, E_DOMAIN_STATE where the domain does not, E_AGENT where a required
+   * job runs, E_DOMAIN_STATE where the domain does not, E_EXISTS where a name of the
+   * request is taken, E_NO_SPACE without room for scratch, E_AGENT where a required
    * freeze or the thaw failed, E_LIBVIRT_STUCK. After a rejection nothing of
    * this request is left, unless libvirt cannot be reached: the caller's journal
    * has the names.
@@ -75,6 +76,7 @@ export class LiveBackupSession implements BackupSessionPort {
     await refuseStopped(hypervisor, request.domain)
     const targets = request.disks.map(disk => disk.target)
     await refuseBusy(hypervisor, request.domain, targets)
+    await refuseUsedNames(hypervisor, request)
     await refuseFullScratch(request)
     const mayResume = !(await isPausedForSpace(hypervisor, request.domain))
 
@@ -224,6 +226,20 @@ async function refuseStopped(hypervisor: Hypervisor, domain: DomainRef): Promise
   throw new BackupError('E_DOMAIN_STATE', `${domain.name} is not running`, {
     why: `libvirt gives its state as ${info.state} (reason ${info.reason})`,
   })
+}
+
+/**
+ * A begin that fails is undone by its names, and QEMU unlinks whatever lies
+ * where its socket goes: neither may meet something that was there before.
+ */
+async function refuseUsedNames(hypervisor: Hypervisor, request: SessionRequest): Promise<void> {
+  const { domain, checkpoint, socket } = request
+  const used: string[] = []
+  for (const path of [socket, ...scratchFilesOf(request.disks)]) if (await exists(path)) used.push(path)
+  if (checkpoint !== undefined && (await listCheckpoints(hypervisor, domain, checkpoint)).includes(checkpoint)) {
+    used.push(`checkpoint ${checkpoint}`)
+  }
+  if (used.length > 0) throw new BackupError('E_EXISTS', `${used.join(', ')} of ${domain.name} exists already`)
 }
 
 /** Before anything is frozen; the watch would give the session up at once. */

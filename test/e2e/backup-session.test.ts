@@ -1,4 +1,4 @@
-import { existsSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -189,6 +189,21 @@ t.test('backup sessions on a real domain', { ...requires('lab'), timeout: 300_00
     t.strictSame(await domain.checkpoints(), [])
     await undoDeadSession(hypervisor, { ...deadOf(ours), frozen: false })
     t.equal((await domain.leftovers()).jobs.length > 0, true, 'still there')
+  })
+
+  await t.test('names that are taken are refused, and what carries them stays', async t => {
+    const domain = await newDomain(t)
+    const first = requestFor(domain)
+    await commit(first)
+    const second = requestFor(domain)
+    writeFileSync(second.socket, 'of somebody else')
+
+    await t.rejects(LiveBackupSession.begin(hypervisor, first, GOES_ON), { code: 'E_EXISTS' })
+    await t.rejects(LiveBackupSession.begin(hypervisor, second, GOES_ON), { code: 'E_EXISTS' })
+
+    t.strictSame(await domain.checkpoints(), [first.checkpoint])
+    t.equal(readFileSync(second.socket, 'utf8'), 'of somebody else')
+    rmSync(second.socket)
   })
 
   await t.test('a begin that libvirt refuses leaves nothing', async t => {
