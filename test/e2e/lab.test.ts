@@ -12,6 +12,7 @@ import { imageDamage, imageDifference } from '../lab/images.js'
 import { Lab } from '../lab/lab.js'
 import type { Change } from '../lab/lab-disk.js'
 import type { LabDomain } from '../lab/lab-domain.js'
+import { run } from '../lab/run-program.js'
 
 const CHANGES: readonly Change[] = [
   { kind: 'write', offset: 3 * MIB + 512, length: 300 * KIB, fill: { seed: 2 } },
@@ -141,6 +142,21 @@ t.test('a domain outlives its daemon', requires('lab'), async t => {
     await domain.write('vda', 0, 64 * KIB, { seed: 1 })
     await t.resolves(domain.referenceImage('vda', signal))
   }
+})
+
+t.test('a daemon can hang for a while', requires('lab'), async t => {
+  await using lab = await Lab.start()
+
+  await lab.signalDaemon('SIGSTOP')
+  let hasAnswered = false
+  const answer = lab.virsh('version').then(() => (hasAnswered = true))
+  // Takes as long as an answer would.
+  await run('virsh', ['-c', 'test:///default', 'list'])
+
+  t.equal(hasAnswered, false)
+  await lab.signalDaemon('SIGCONT')
+  await answer
+  t.equal(hasAnswered, true)
 })
 
 t.test('leftovers are seen, and seen to be gone', requires('lab'), async t => {

@@ -133,7 +133,12 @@ export class Lab {
     await this.startDaemon()
   }
 
-  /** Returns when the daemon is gone. Domains go on. */
+  /** SIGSTOP and SIGCONT hang the daemon for a while. */
+  async signalDaemon(signal: NodeJS.Signals): Promise<void> {
+    await this.#command('daemon', signal.slice(3))
+  }
+
+  /** Returns when the daemon is gone, which is SIGKILL after 20 s of no answer. Domains go on. */
   async stopDaemon(options: { readonly signal: 'SIGTERM' | 'SIGKILL' }): Promise<void> {
     await this.#command('stop', options.signal.slice(3))
   }

@@ -10,6 +10,7 @@
 #
 #   start              starts libvirtd
 #   stop SIGNAL        sends SIGNAL to libvirtd and waits for its end
+#   daemon SIGNAL      sends SIGNAL to libvirtd, which may well live on
 #   signal PID SIGNAL  to a process of this lab, PID as its pid file has it
 #   save               keeps what libvirt learnt for later labs
 #
@@ -82,8 +83,13 @@ start() {
 }
 
 stop() {
+  local impatience
   kill -s "$1" "$daemon" || return
+  # A libvirtd that lost a backup job does not end by SIGTERM.
+  (sleep 20 && kill -s KILL "$daemon") 2>/dev/null &
+  impatience=$!
   wait "$daemon" 2>/dev/null
+  kill "$impatience"
   daemon=
 }
 
@@ -102,6 +108,7 @@ while read -r id word first second; do
   case $word in
     start) start ;;
     stop) stop "$first" ;;
+    daemon) kill -s "$first" "$daemon" ;;
     signal) kill -s "$second" "$first" ;;
     save) save ;;
     *) false ;;
