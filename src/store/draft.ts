@@ -1,4 +1,4 @@
-import { forEachLimited } from '../base/async.js'
+import { forEachLimited, throwIfAborted } from '../base/async.js'
 import { BackupError } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
 import { ID_BYTES, RECORD_KIND } from '../format/record.js'
@@ -57,7 +57,7 @@ export class Draft implements PointDraft {
   }
 
   async storeChunks(bytes: Uint8Array, spans: Uint32Array, signal: AbortSignal): Promise<StoredChunks> {
-    signal.throwIfAborted()
+    throwIfAborted(signal)
     return this.#store(this.#data, RECORD_KIND.chunk, bytes, spans)
   }
 
@@ -176,6 +176,7 @@ export class Draft implements PointDraft {
     }
     await forEachLimited(this.#reliedOn, CHECKS_AT_ONCE, async pack => {
       if (await this.#options.locator.isLive(pack)) return
+      this.#options.locator.forget([pack])
       throw new BackupError('E_DAMAGED', `pack ${pack} vanished or changed its size while it was relied on`, {
         hints: ['Start the backup again: it stores anew what is missing.', 'Run verify.'],
       })

@@ -84,6 +84,19 @@ export class Locator {
     }
   }
 
+  /** Looks at every pack anew from now on: for whoever is going to rely on them. */
+  forgetAll(): void {
+    this.#live.clear()
+  }
+
+  /** Checks places that came from footers, as locate() does those of the index. */
+  async locateAt(
+    entries: readonly { readonly pack: string; readonly place: Place }[],
+  ): Promise<(Located | undefined)[]> {
+    await this.#look([...new Set(entries.map(({ pack }) => pack))].filter(pack => !this.#live.has(pack)))
+    return entries.map(({ pack, place }) => this.#checked({ ...place, pack, sealed: true }))
+  }
+
   /** undefined in a plain store. Rejects with E_DAMAGED. */
   cipher(pack: string): Promise<RecordCipher | undefined> {
     if (this.#keys.idKey === undefined) return Promise.resolve(undefined)

@@ -1,8 +1,8 @@
 import { forEachLimited } from '../base/async.js'
 import { errorCodeOf } from '../base/errors.js'
-import { fromHex, sameBytes } from '../base/hex.js'
+import { fromHex, sameBytes, toHex } from '../base/hex.js'
 import { damaged } from '../format/damage.js'
-import { INDEX_VALUE_BYTES, type PackState, encodePlace } from '../format/index-value.js'
+import { INDEX_VALUE_BYTES, type PackState, type Place, encodePlace } from '../format/index-value.js'
 import {
   PACK_ENTRY_BYTES,
   PACK_HEADER_BYTES,
@@ -29,6 +29,13 @@ export interface PackContents {
   readonly header: PackHeader
   readonly state: PackState
   readonly entries: readonly PackEntry[]
+}
+
+/** One of several copies of a record. */
+export interface PackedCopy {
+  /** In hex. */
+  readonly pack: string
+  readonly place: Place
 }
 
 /** The packs as they lie in the object store, without an index. */
@@ -103,6 +110,20 @@ export class PackCatalog {
       }
     })
     return { header, entries, state: { size, entryCount: entries.length, kind: header.kind, sealed: false } }
+  }
+
+  /** Other copies of records, in sealed packs: `ids` in hex, to the packs that have each, with its place there. */
+  async copies(ids: ReadonlySet<string>): Promise<ReadonlyMap<string, readonly PackedCopy[]>> {
+    const found = new Map<string, PackedCopy[]>()
+    await forEachLimited(await this.list(), PACKS_AT_ONCE, async pack => {
+      const contents = await this.#readIfSealed(pack)
+      for (const entry of contents?.entries ?? []) {
+        const id = toHex(entry.id)
+        if (!ids.has(id)) continue
+        found.set(id, [...(found.get(id) ?? []), { pack, place: { ...entry, packId: fromHex(pack) } }])
+      }
+    })
+    return found
   }
 
   /** Indexes sealed packs that the index does not know. Gives how many. */

@@ -1,6 +1,8 @@
 import { forEachLimited, throwIfAborted } from '../base/async.js'
 import { BufferPool } from '../base/buffer-pool.js'
 import { errorCodeOf, messageOf } from '../base/errors.js'
+import { toHex } from '../base/hex.js'
+import { encodePlace } from '../format/index-value.js'
 import { ID_BYTES, RECORD_HEADER_BYTES } from '../format/record.js'
 import { native } from '../native/binding.js'
 import { RECORD_STATUS } from '../native/codec.js'
@@ -10,6 +12,7 @@ import type { StoreKeys } from './keys.js'
 import { packKeyOf } from './layout.js'
 import type { Located, Locator } from './locator.js'
 import type { ObjectStore } from './object-store.js'
+import type { PackCatalog } from './pack-catalog.js'
 
 /** One read from a pack. */
 const MAX_READ_BYTES = 8 * 1024 * 1024
@@ -20,6 +23,7 @@ const READS_AT_ONCE = 4
 export interface PackReaderOptions {
   readonly objects: ObjectStore
   readonly index: IndexHolder
+  readonly packs: PackCatalog
   readonly locator: Locator
   readonly keys: StoreKeys
 }
@@ -37,6 +41,7 @@ export interface Wanted {
 export class PackReader {
   readonly #objects: ObjectStore
   readonly #index: IndexHolder
+  readonly #packs: PackCatalog
   readonly #locator: Locator
   readonly #keys: StoreKeys
   /**
@@ -48,6 +53,7 @@ export class PackReader {
   constructor(options: PackReaderOptions) {
     this.#objects = options.objects
     this.#index = options.index
+    this.#packs = options.packs
     this.#locator = options.locator
     this.#keys = options.keys
   }
@@ -75,6 +81,7 @@ export class PackReader {
         signal,
       )
     }
+    if (failed.length > 0) failed = await this.#readCopies(wanted, failed, signal)
     if (failed.length > 0) throw new DamagedChunksError(failed, all.length)
   }
 
@@ -92,6 +99,36 @@ export class PackReader {
     return places.map(place => place?.plainLength)
   }
 
+  /** Tries what other packs have of pieces whose first copy is bad, and lets the index name the good one. */
+  async #readCopies(wanted: Wanted, failed: readonly DamagedPiece[], signal: AbortSignal): Promise<DamagedPiece[]> {
+    const idOf = (piece: number) => wanted.ids.subarray(piece * ID_BYTES, (piece + 1) * ID_BYTES)
+    const copies = await this.#packs.copies(new Set(failed.map(({ piece }) => toHex(idOf(piece)))))
+    let left = failed
+    for (let turn = 0; left.length > 0; turn++) {
+      const turns = left.flatMap(damage => {
+        const others = copies.get(toHex(idOf(damage.piece)))?.filter(({ pack }) => pack !== damage.pack) ?? []
+        const copy = others[turn]
+        return copy === undefined ? [] : [{ piece: damage.piece, copy }]
+      })
+      if (turns.length === 0) break
+      const places = await this.#locator.locateAt(turns.map(({ copy }) => copy))
+      const found = turns.flatMap(({ piece }, at) => {
+        const place = places[at]
+        return place === undefined ? [] : [{ piece, place }]
+      })
+      const bad = new Set((await this.#readFound(wanted, found, signal)).map(({ piece }) => piece))
+      const good = found.filter(({ piece }) => !bad.has(piece))
+      const ids = gatherIds(
+        wanted.ids,
+        good.map(({ piece }) => piece),
+      )
+      const values = Buffer.concat(good.map(({ piece, place }) => encodePlace(idOf(piece), place)))
+      await this.#index.use(index => index.putBatch({ ids, values, packs: [] }))
+      left = left.filter(({ piece }) => !good.some(one => one.piece === piece))
+    }
+    return [...left]
+  }
+
   async #readPieces(wanted: Wanted, pieces: readonly number[], signal: AbortSignal): Promise<DamagedPiece[]> {
     const failed: DamagedPiece[] = []
     const found: Found[] = []
@@ -101,6 +138,11 @@ export class PackReader {
       if (place !== undefined) found.push({ piece, place })
       else failed.push({ piece, pack: undefined, offset: undefined, reason: 'it is in no pack' })
     })
+    return [...failed, ...(await this.#readFound(wanted, found, signal))]
+  }
+
+  async #readFound(wanted: Wanted, found: Found[], signal: AbortSignal): Promise<DamagedPiece[]> {
+    const failed: DamagedPiece[] = []
     await forEachLimited(coalesce(found), READS_AT_ONCE, async run => {
       throwIfAborted(signal)
       failed.push(...(await this.#readRun(wanted, run, signal)))

@@ -126,6 +126,8 @@ export class Points implements PointCatalog {
   }
 
   async #find(domainUuid: string | undefined): Promise<FoundPoint[]> {
+    // What is no uuid names no directory of ours.
+    if (domainUuid !== undefined && !isDomainUuid(domainUuid)) return []
     const keys = await this.#objects.list(domainUuid === undefined ? 'points' : `points/${domainUuid}`)
     const found: FoundPoint[] = []
     await forEachLimited(keys, READS_AT_ONCE, async key => {

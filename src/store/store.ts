@@ -98,7 +98,13 @@ export class Store implements StorePort {
     this.packs = new PackCatalog(this.objects, storeId)
     this.index = new IndexHolder({ provider: parts.index, packs: this.packs, onNotice: parts.onNotice })
     this.#locator = new Locator({ index: this.index, packs: this.packs, keys, storeId })
-    this.#reader = new PackReader({ objects: this.objects, index: this.index, locator: this.#locator, keys })
+    this.#reader = new PackReader({
+      objects: this.objects,
+      index: this.index,
+      packs: this.packs,
+      locator: this.#locator,
+      keys,
+    })
     this.#nodes = new NodeReader(this.#reader)
     this.#file = file
     this.#keys = keys
@@ -177,6 +183,7 @@ export class Store implements StorePort {
         hints: ['Use a newer version to write to it.'],
       })
     }
+    this.#locator.forgetAll()
     await this.index.catchUp()
     // I8: read after the lease is visible.
     const condemned = await this.objects.get(CONDEMNED_FILE)

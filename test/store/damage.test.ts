@@ -219,3 +219,27 @@ t.test('bits flipped in LevelDB never give wrong bytes', async t => {
     }
   }
 })
+
+t.test('where one copy of a chunk is damaged, another pack serves it', async t => {
+  const fs = await smallStore()
+  const [first] = [...fs.files().keys()].filter(name => kindOf(name, fs) === 'data pack')
+  const aside = fs.files().get(first!)!
+  await fs.remove(first!)
+  {
+    // The index is empty, so the same chunks are stored a second time.
+    await using store = await Store.open(ROOT, { fs, index: new MemoryProvider() })
+    await pull(store, geometry, DISK)
+  }
+  const file = await fs.createFile(first!)
+  await file.append(aside)
+  for (const victim of [...fs.files().keys()].filter(name => kindOf(name, fs) === 'data pack')) {
+    const good = fs.files().get(victim)!
+    fs.tamper(victim, content => content.fill(0x41, 200, 220))
+
+    await using store = await Store.open(ROOT, { fs, index: new MemoryProvider() })
+    const [point] = await store.points.list()
+    t.ok((await readDisk(store, sideOf(point!))).equals(diskBytes(geometry, DISK)))
+
+    fs.tamper(victim, () => Buffer.from(good))
+  }
+})

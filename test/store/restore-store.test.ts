@@ -117,7 +117,7 @@ async function spoil(location: string, point: RecoveryPoint, what: { chunk: numb
   await using store = await Store.open(location)
   const keys = plainKeys
   const locator = new Locator({ index: store.index, packs: store.packs, keys, storeId: fromHex(store.id) })
-  const reader = new PackReader({ objects: store.objects, index: store.index, locator, keys })
+  const reader = new PackReader({ objects: store.objects, index: store.index, packs: store.packs, locator, keys })
   const nodes = new NodeReader(reader)
   const { root } = point.disks[0]!
   if (root.kind !== 'node') throw new Error('the disk has no tree')
