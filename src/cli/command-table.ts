@@ -30,6 +30,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/backup/pull.js'),
   },
   {
+    id: 'backup:reset',
+    group: 'DAILY',
+    summary: 'Forget our checkpoints of a domain; the next pull reads everything',
+    load: () => import('../commands/backup/reset.js'),
+  },
+  {
     id: 'list',
     group: 'DAILY',
     summary: 'List recovery points',
@@ -49,6 +55,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     summary: 'Write the disks of a recovery point as images',
     hiddenAliases: ['extract'],
     load: () => import('../commands/restore.js'),
+  },
+  {
+    id: 'forget',
+    group: 'KEEPING',
+    summary: 'Delete recovery points',
+    load: () => import('../commands/forget.js'),
   },
   {
     id: 'tag',

@@ -16,6 +16,11 @@ const LINGER_MS = 5000
 export async function main(argv: readonly string[]): Promise<void> {
   surviveBrokenPipes()
   settleColors(argv)
+  // What nobody caught: say so in the agreed form and end at once, since nothing can be relied on any more. A pull's
+  // guardian then cleans up after it.
+  process.on('uncaughtException', error => {
+    void fail(error, argv).finally(() => process.exit())
+  })
   try {
     await dispatch(readCommandLine(argv), argv)
   } catch (error) {

@@ -1,13 +1,14 @@
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 
-import { BackupError } from '../base/errors.js'
+import { BackupError, type Warning } from '../base/errors.js'
 import { resolveSecret, secretSourceOf } from '../config/secrets.js'
 import { LocalImages } from '../image/local-images.js'
 import { pullDomains } from '../jobs/pull-domains.js'
-import { PullJob } from '../jobs/pull-job.js'
+import { checkpointPrefix, PullJob } from '../jobs/pull-job.js'
 import { RestoreJob } from '../jobs/restore-job.js'
 import { planRestore } from '../jobs/restore-plan.js'
+import type { DomainRef } from '../model/recovery-point.js'
 import { Hypervisor } from '../libvirt/hypervisor.js'
 import { PullHost } from '../libvirt/pull-host.js'
 import { ExportReader } from '../nbd/export-reader.js'
@@ -118,11 +119,10 @@ export function makePullJob(
   parts: { readonly store: StorePort; readonly machine: Machine },
   { connections, scratchDir }: PullOptions,
 ): PullJob {
-  const { hypervisor, access } = parts.machine
-  const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
+  const { access } = parts.machine
   return new PullJob({
     store: parts.store,
-    hypervisor: new PullHost(hypervisor, { ...places, readOnly: false, shareable: false }),
+    hypervisor: makePullHost(parts.machine, scratchDir),
     openExport: (address, { exportName, bitmap }, signal) =>
       ExportReader.open(
         address,
@@ -134,6 +134,16 @@ export function makePullJob(
     progress: session.progress,
     toolVersion: readPackageJson().version,
   })
+}
+
+/** Deletes every checkpoint that this store keeps on a domain. Says what could not be deleted. */
+export function resetCheckpoints(store: StorePort, machine: Machine, domain: DomainRef): Promise<readonly Warning[]> {
+  return makePullHost(machine, undefined).dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
+}
+
+function makePullHost({ hypervisor }: Machine, scratchDir: string | undefined): PullHost {
+  const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
+  return new PullHost(hypervisor, { ...places, readOnly: false, shareable: false })
 }
 
 /** For sockets: short-lived, and a short path. */

@@ -131,4 +131,25 @@ t.test('backup pull as users run it', { ...requires('lab'), timeout: 300_000 }, 
     t.match(await virtvault(['show', 'web01@gold']), { code: 4 })
     t.match(await virtvault(['tag', 'web01@latest', '--', '-gold']), { code: 4 })
   })
+
+  await t.test('a reset makes the next pull full, and it stores nothing new', async t => {
+    t.equal((await virtvault(['backup', 'reset', 'web01'])).code, 15, 'not without --yes')
+    t.equal((await web01.leftovers()).checkpoints.length, 2)
+    t.equal((await virtvault(['backup', 'reset', 'web01', '--yes'])).code, 0)
+    t.strictSame((await web01.leftovers()).checkpoints, [])
+    const pulled = await virtvault(['backup', 'pull', 'web01', '--json'])
+    t.match(JSON.parse(pulled.stdout), { exit: 0, totals: { new_bytes: 0 }, results: [{ mode: 'full' }] })
+  })
+
+  await t.test('forget deletes what is not held, and asks', async t => {
+    t.equal((await virtvault(['hold', 'web01@first'])).code, 0)
+    t.match(await virtvault(['forget', 'web01@first', '--yes']), { code: 15, stderr: /is held/ })
+    t.equal((await virtvault(['release', 'web01@first'])).code, 0)
+    t.match(await virtvault(['forget', 'web01@first']), { code: 15, stderr: /--yes/ })
+    t.match(await virtvault(['forget', 'web01@first', '-n']), { code: 0, stdout: /Nothing was changed/ })
+    t.equal((await virtvault(['show', 'web01@first'])).code, 0)
+    t.equal((await virtvault(['forget', 'web01@first', '--yes'])).code, 0)
+    t.equal((await virtvault(['show', 'web01@first'])).code, 4)
+    t.equal((await virtvault(['restore', 'web01@latest', '--to', lab.path('kept')])).code, 0, 'others stay whole')
+  })
 })
