@@ -1,3 +1,5 @@
+import { setMaxListeners } from 'node:events'
+
 import { invariant } from './invariant.js'
 import { throwIfAborted } from './async.js'
 
@@ -40,6 +42,8 @@ export class BufferPool {
           reject(error instanceof Error ? error : new Error(String(error)))
         }
       }
+      // Any number may wait on one signal; Node warns of a leak at eleven.
+      setMaxListeners(0, signal)
       signal.addEventListener('abort', onAbort, { once: true })
       this.#waiting.push(onBuffer)
     })

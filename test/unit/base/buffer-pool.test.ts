@@ -38,3 +38,20 @@ t.test('a foreign buffer is refused', async t => {
 
   t.throws(() => pool.give(new Uint8Array(8)), /own pool/)
 })
+
+t.test('many may wait for a buffer on one signal without a warning of a leak', async t => {
+  const warnings: Error[] = []
+  const note = (warning: Error) => warnings.push(warning)
+  process.on('warning', note)
+  t.teardown(() => process.off('warning', note))
+  const pool = new BufferPool(1, 16)
+  const { signal } = new AbortController()
+  const first = await pool.take(signal)
+
+  const waiting = Array.from({ length: 40 }, () => pool.take(signal).then(buffer => pool.give(buffer)))
+  pool.give(first)
+  await Promise.all(waiting)
+  await new Promise(resolve => setImmediate(resolve))
+
+  t.same(warnings, [])
+})
