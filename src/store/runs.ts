@@ -49,10 +49,17 @@ export class Runs implements RunRegistry {
     // Locked before it has its name: whoever sees a lease that can be locked sees a dead one.
     const temporary = join(this.#jobs, `.tmp-${id}`)
     const file = await this.#fs.createFile(temporary)
-    await file.append(Buffer.from(`${kind}\n`)).finally(() => file.close())
-    const lock = await this.#fs.lock(temporary, 'exclusive')
-    if (lock === undefined) throw new BackupError('E_LOCKED', `${temporary} is locked by someone else`)
-    if (!(await this.#fs.renameNoReplace(temporary, path))) throw new BackupError('E_EXISTS', `${path} exists`)
+    let lock: FileLock | undefined
+    try {
+      await file.append(Buffer.from(`${kind}\n`)).finally(() => file.close())
+      lock = await this.#fs.lock(temporary, 'exclusive')
+      if (lock === undefined) throw new BackupError('E_LOCKED', `${temporary} is locked by someone else`)
+      if (!(await this.#fs.renameNoReplace(temporary, path))) throw new BackupError('E_EXISTS', `${path} exists`)
+    } catch (error) {
+      await lock?.[Symbol.asyncDispose]()
+      await this.#fs.remove(temporary).catch(() => false)
+      throw error
+    }
     return new LeasedRun({ fs: this.#fs, directory: this.#jobs, random: this.#random, id, lock })
   }
 

@@ -161,6 +161,8 @@ t.test(`a full disk at any of ${dry.operations} changes fails the pull and hurts
       await history(fs, ledger).catch((error: unknown) => (failure = error))
       fs.onOperation = undefined
 
+      const litter = [...fs.files().keys()].filter(name => /\.tmp-|\.lease$/.test(name))
+      t.strictSame(litter, [], `${at}: nothing is left lying about`)
       if (failure !== undefined) t.equal(errorCodeOf(failure), 'E_NO_SPACE', `${at}: the failure is named`)
       t.equal(await examine(fs, ledger, new MemoryProvider()), undefined, `${at}, sticky ${sticky}`)
     }
