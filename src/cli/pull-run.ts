@@ -1,4 +1,6 @@
 import { withoutAbsent } from '../config/settings.js'
+import type { PullJob } from '../jobs/pull-job.js'
+import type { PullRequest } from '../jobs/pull-ports.js'
 import { choosePulled, commonTarget, parallelPulls, preparePull, type PullWishes } from './pull-requests.js'
 import type { PullRun } from './pull-view.js'
 import type { Session } from './session.js'
@@ -28,9 +30,10 @@ export async function runPull(session: Session, asked: PullWishes, parallel: num
   await using store = await openStore(session, preferred)
 
   const prepared = domains.map(domain => preparePull(domain, wishes, loaded, process.env))
-  const jobs = new Map(prepared.map(one => [one.request, makePullJob(session, { store, machine }, one)]))
+  const jobs = new Map<PullRequest, PullJob>()
+  for (const one of prepared) jobs.set(one.request, await makePullJob(session, { store, machine }, one))
   const job = {
-    run: (request: (typeof prepared)[number]['request'], until: AbortSignal) => {
+    run: (request: PullRequest, until: AbortSignal) => {
       const own = jobs.get(request)
       if (own === undefined) throw new Error('bug: a request without a job')
       return own.run(request, until)

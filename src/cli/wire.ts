@@ -2,19 +2,14 @@ import { homedir } from 'node:os'
 import { join } from 'node:path'
 
 import { BackupError, type Warning } from '../base/errors.js'
-import { resolveSecret, secretSourceOf } from '../config/secrets.js'
-import { LocalImages } from '../image/local-images.js'
 import { pullDomains } from '../jobs/pull-domains.js'
-import { checkpointPrefix, PullJob } from '../jobs/pull-job.js'
-import { RestoreJob } from '../jobs/restore-job.js'
+import type { PullJob } from '../jobs/pull-job.js'
+import type { RestoreJob } from '../jobs/restore-job.js'
 import { planRestore } from '../jobs/restore-plan.js'
 import type { DomainRef } from '../model/recovery-point.js'
-import { Hypervisor } from '../libvirt/hypervisor.js'
-import { PullHost } from '../libvirt/pull-host.js'
-import { ExportReader } from '../nbd/export-reader.js'
-import { Store } from '../store/store.js'
+import type { Hypervisor } from '../libvirt/hypervisor.js'
+import type { PullHost } from '../libvirt/pull-host.js'
 import type { StorePort } from '../store/store-types.js'
-import { startGuardian } from './guardian.js'
 import { readPackageJson } from './package-json.js'
 import type { Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
@@ -22,7 +17,8 @@ import { isPlace, type TargetPlace, targetPlace } from './targets.js'
 
 /**
  * The one place that makes the real things. Commands import it inside run(),
- * so that nothing of this is loaded for `--help`.
+ * so that nothing of this is loaded for `--help`, and it imports what it makes
+ * when it makes it: a list needs neither libvirt nor NBD.
  */
 
 export { planRestore, pullDomains }
@@ -44,6 +40,7 @@ export async function findTarget(session: Session, preferred?: string): Promise<
 /** Opens the store that `-t` names. Rejects with E_USAGE where none is named, E_NO_STORE, E_STORE_FORMAT, E_KEY. */
 export async function openStore(session: Session, preferred?: string): Promise<StorePort> {
   const { path, indexDirectory } = await findTarget(session, preferred)
+  const { Store } = await import('../store/store.js')
   return await Store.open(path, { indexDirectory, onNotice: warning => session.warn(warning) })
 }
 
@@ -64,11 +61,14 @@ export async function createStore(session: Session, options: NewStore): Promise<
       },
     )
   }
+  const { Store } = await import('../store/store.js')
   await Store.init(path, options)
   return await Store.open(path)
 }
 
-export function makeRestoreJob(session: Session, store: StorePort): RestoreJob {
+export async function makeRestoreJob(session: Session, store: StorePort): Promise<RestoreJob> {
+  const { LocalImages } = await import('../image/local-images.js')
+  const { RestoreJob } = await import('../jobs/restore-job.js')
   const images = new LocalImages({
     output: process.stdout,
     openExport: uri => Promise.reject(new BackupError('E_UNSUPPORTED', `cannot restore to the export ${uri}`)),
@@ -91,6 +91,8 @@ export interface Machine extends AsyncDisposable {
  * Rejects with E_LIBVIRT_CONNECT, E_LIBVIRT_DENIED, E_UNSUPPORTED, E_CONFIG.
  */
 export async function connectMachine(session: Session): Promise<Machine> {
+  const { resolveSecret, secretSourceOf } = await import('../config/secrets.js')
+  const { Hypervisor } = await import('../libvirt/hypervisor.js')
   const { config } = await session.config()
   const secret = await resolveSecret(
     {
@@ -114,15 +116,18 @@ export interface PullOptions {
   readonly scratchDir: string | undefined
 }
 
-export function makePullJob(
+export async function makePullJob(
   session: Session,
   parts: { readonly store: StorePort; readonly machine: Machine },
   { connections, scratchDir }: PullOptions,
-): PullJob {
+): Promise<PullJob> {
+  const { PullJob } = await import('../jobs/pull-job.js')
+  const { ExportReader } = await import('../nbd/export-reader.js')
+  const { startGuardian } = await import('./guardian.js')
   const { access } = parts.machine
   return new PullJob({
     store: parts.store,
-    hypervisor: makePullHost(parts.machine, scratchDir),
+    hypervisor: await makePullHost(parts.machine, scratchDir),
     openExport: (address, { exportName, bitmap }, signal) =>
       ExportReader.open(
         address,
@@ -137,11 +142,18 @@ export function makePullJob(
 }
 
 /** Deletes every checkpoint that this store keeps on a domain. Says what could not be deleted. */
-export function resetCheckpoints(store: StorePort, machine: Machine, domain: DomainRef): Promise<readonly Warning[]> {
-  return makePullHost(machine, undefined).dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
+export async function resetCheckpoints(
+  store: StorePort,
+  machine: Machine,
+  domain: DomainRef,
+): Promise<readonly Warning[]> {
+  const { checkpointPrefix } = await import('../jobs/pull-job.js')
+  const host = await makePullHost(machine, undefined)
+  return await host.dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
 }
 
-function makePullHost({ hypervisor }: Machine, scratchDir: string | undefined): PullHost {
+async function makePullHost({ hypervisor }: Machine, scratchDir: string | undefined): Promise<PullHost> {
+  const { PullHost } = await import('../libvirt/pull-host.js')
   const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
   return new PullHost(hypervisor, { ...places, readOnly: false, shareable: false })
 }

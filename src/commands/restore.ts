@@ -73,7 +73,7 @@ export default class RestoreCommand extends BaseCommand {
       force: flags.force,
       onDamage: flags['allow-damaged'] ? 'keep' : 'stop',
     })
-    const job = makeRestoreJob(session, store)
+    const job = await makeRestoreJob(session, store)
 
     if (flags['dry-run']) {
       const measured = await job.measure(plan, session.signal)

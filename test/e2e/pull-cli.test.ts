@@ -92,6 +92,26 @@ t.test('backup pull as users run it', { ...requires('lab'), timeout: 300_000 }, 
     })
   }
 
+  await t.test('after kill -9 in a pull the next one is right and leaves nothing of it', async t => {
+    let isSent = false
+    const killed = await virtvault(['backup', 'pull', 'web01', '--progress', 'json'], (stderr, kill) => {
+      if (isSent || !stderr.includes('"checkpoint"')) return
+      isSent = true
+      kill('SIGKILL')
+    })
+    t.ok(isSent, 'it was killed when it had begun')
+    t.equal(killed.code, null)
+
+    const next = await virtvault(['backup', 'pull', 'web01', '--json'])
+
+    t.match(JSON.parse(next.stdout), { exit: 0, results: [{ warnings: [{ code: 'W_RECOVERED' }] }] })
+    const { jobs, exports, files, checkpoints } = await web01.leftovers()
+    t.strictSame({ jobs, exports, files }, { jobs: [], exports: [], files: [] })
+    t.equal(checkpoints.length, 1)
+    t.equal((await virtvault(['forget', 'web01@latest', '--yes'])).code, 0)
+    t.equal((await virtvault(['backup', 'reset', 'web01', '--yes'])).code, 0)
+  })
+
   await t.test('a pull of two domains, one of them shut off, is partial', async t => {
     await lab.domain({ name: 'off01', disks: [{ target: 'vda', size: 16 * MIB }] })
 
