@@ -68,6 +68,9 @@ function parsed(text: string): Record<string, unknown> {
   return document
 }
 
+// Dozens of processes.
+t.setTimeout(120_000)
+
 t.test('each kind of failure has its exit code', async t => {
   const dir = t.testdir({ full: { file: 'x' } })
   const store = join(dir, 'store')

@@ -17,6 +17,9 @@ interface Ended {
   readonly stderr: string
 }
 
+// Real domains, on a machine that others use as well.
+t.setTimeout(300_000)
+
 t.test('backup pull as users run it', { ...requires('lab'), timeout: 300_000 }, async t => {
   const lab = await Lab.start()
   t.teardown(() => lab[Symbol.asyncDispose]())
