@@ -104,6 +104,42 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     summary: 'Print the JSON schema of the configuration',
     load: () => import('../commands/config/schema.js'),
   },
+  {
+    id: 'key:list',
+    group: 'SET UP',
+    summary: 'List the key slots of an encrypted store',
+    load: () => import('../commands/key/list.js'),
+  },
+  {
+    id: 'key:add',
+    group: 'SET UP',
+    summary: 'Add a passphrase to an encrypted store',
+    load: () => import('../commands/key/add.js'),
+  },
+  {
+    id: 'key:remove',
+    group: 'SET UP',
+    summary: 'Remove a passphrase from an encrypted store',
+    load: () => import('../commands/key/remove.js'),
+  },
+  {
+    id: 'key:passwd',
+    group: 'SET UP',
+    summary: 'Change the passphrase of an encrypted store',
+    load: () => import('../commands/key/passwd.js'),
+  },
+  {
+    id: 'key:export',
+    group: 'SET UP',
+    summary: 'Print the key of an encrypted store, for the safe',
+    load: () => import('../commands/key/export.js'),
+  },
+  {
+    id: 'key:import',
+    group: 'SET UP',
+    summary: 'Give a store a passphrase by its printed key',
+    load: () => import('../commands/key/import.js'),
+  },
 ]
 
 /** First words of commands that have several. */

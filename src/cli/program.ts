@@ -3,6 +3,7 @@ import { type HelpSubject, readCommandLine, type Request } from './command-line.
 import type { CommandEntry } from './command-table.js'
 import { EXIT } from './exit-codes.js'
 import { readPackageJson } from './package-json.js'
+import { hideSecrets } from './secret-env.js'
 import { wantsColor, wantsJson } from './settings.js'
 import { surviveBrokenPipes, writeDocument, writeErr, writeOut } from './streams.js'
 
@@ -15,6 +16,7 @@ const LINGER_MS = 5000
  */
 export async function main(argv: readonly string[]): Promise<void> {
   surviveBrokenPipes()
+  hideSecrets()
   settleColors(argv)
   // What nobody caught: say so in the agreed form and end at once, since nothing can be relied on any more. A pull's
   // guardian then cleans up after it.

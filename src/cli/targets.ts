@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import { BackupError } from '../base/errors.js'
-import type { RawConfig } from '../config/schema.js'
+import type { RawConfig, RawTarget } from '../config/schema.js'
 import { didYouMean } from '../model/suggest.js'
 import { redactUrls } from './error-report.js'
 
@@ -14,9 +14,13 @@ export interface TargetPlace {
   readonly path: string
   /** Where its index is, when not in the store. */
   readonly indexDirectory?: string | undefined
-  /** The configuration asks for encryption. */
-  readonly wantsEncryption: boolean
+  readonly encryption: TargetEncryption
 }
+
+/** What the configuration says of a target's encryption; `section` says where the passphrase is. */
+export type TargetEncryption =
+  | { readonly kind: 'unsaid' | 'none' }
+  | { readonly kind: 'passphrase'; readonly section: object }
 
 /** True for what is a place by itself, so that no configuration is needed to find it. */
 export function isPlace(target: string): boolean {
@@ -31,7 +35,7 @@ export function isPlace(target: string): boolean {
  */
 export function targetPlace(target: string | undefined, config: RawConfig): TargetPlace {
   const wanted = target ?? defaultTarget(config)
-  if (isPlace(wanted)) return { name: wanted, path: pathOf(wanted), wantsEncryption: false }
+  if (isPlace(wanted)) return { name: wanted, path: pathOf(wanted), encryption: { kind: 'unsaid' } }
   const configured = config.targets?.[wanted]
   if (configured === undefined) {
     const names = Object.keys(config.targets ?? {})
@@ -46,8 +50,13 @@ export function targetPlace(target: string | undefined, config: RawConfig): Targ
     name: wanted,
     path: pathOf(configured.path),
     indexDirectory: configured.index_dir,
-    wantsEncryption: encryption !== undefined && encryption !== 'none',
+    encryption: encryptionOf(encryption),
   }
+}
+
+function encryptionOf(said: RawTarget['encryption']): TargetEncryption {
+  if (said === undefined) return { kind: 'unsaid' }
+  return said === 'none' ? { kind: 'none' } : { kind: 'passphrase', section: said }
 }
 
 function defaultTarget(config: RawConfig): string {

@@ -9,8 +9,10 @@ import { planRestore } from '../jobs/restore-plan.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { PullHost } from '../libvirt/pull-host.js'
+import type { KeyRing } from '../store/key-ring.js'
 import type { StorePort } from '../store/store-types.js'
 import { readPackageJson } from './package-json.js'
+import { secretEnvironment } from './secret-env.js'
 import type { Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
 import { isPlace, type TargetPlace, targetPlace } from './targets.js'
@@ -39,31 +41,50 @@ export async function findTarget(session: Session, preferred?: string): Promise<
 
 /** Opens the store that `-t` names. Rejects with E_USAGE where none is named, E_NO_STORE, E_STORE_FORMAT, E_KEY. */
 export async function openStore(session: Session, preferred?: string): Promise<StorePort> {
-  const { path, indexDirectory } = await findTarget(session, preferred)
+  return await openPlace(session, await findTarget(session, preferred))
+}
+
+async function openPlace(session: Session, place: TargetPlace): Promise<StorePort> {
   const { Store } = await import('../store/store.js')
-  return await Store.open(path, { indexDirectory, onNotice: warning => session.warn(warning) })
+  const { isPassphraseGiven, storePassphrase } = await import('./passphrases.js')
+  return await Store.open(place.path, {
+    indexDirectory: place.indexDirectory,
+    onNotice: warning => session.warn(warning),
+    passphrase: { isExpected: isPassphraseGiven(place), ask: () => storePassphrase(session, place) },
+  })
 }
 
 export interface NewStore {
   readonly chunkSize: number | undefined
   readonly level: number | undefined
+  /** undefined: encrypted where a passphrase is given. */
+  readonly encryption: 'aes-256-gcm' | 'none' | undefined
 }
 
-/** Creates the store that `-t` names. Rejects with E_EXISTS, E_REFUSED, E_USAGE, E_NO_SPACE, E_IO. */
+/** Creates the store that `-t` names. Rejects with E_EXISTS, E_REFUSED, E_USAGE, E_CONFIG, E_NO_SPACE, E_IO. */
 export async function createStore(session: Session, options: NewStore): Promise<StorePort> {
-  const { name, path, wantsEncryption } = await findTarget(session)
-  if (wantsEncryption) {
-    throw new BackupError(
-      'E_UNSUPPORTED',
-      `the configuration wants ${name} to be encrypted, which is not possible yet`,
-      {
-        hints: ['nothing was created; take `encryption` out of the target if a plain store will do'],
-      },
-    )
+  const place = await findTarget(session)
+  if (options.encryption === 'none' && place.encryption.kind === 'passphrase') {
+    throw new BackupError('E_USAGE', `the configuration has a passphrase for ${place.name}, --encryption says none`, {
+      hints: ['leave --encryption out, or write `encryption: none` in the configuration'],
+    })
   }
   const { Store } = await import('../store/store.js')
-  await Store.init(path, options)
-  return await Store.open(path)
+  const { firstPassphrase, isPassphraseGiven } = await import('./passphrases.js')
+  const isEncrypted = (options.encryption ?? (isPassphraseGiven(place) ? 'aes-256-gcm' : 'none')) !== 'none'
+  const passphrase = isEncrypted ? await firstPassphrase(session, place) : undefined
+  const encryption = passphrase === undefined ? undefined : { passphrase, label: 'init' }
+  await Store.init(place.path, { chunkSize: options.chunkSize, level: options.level, encryption })
+  return await Store.open(place.path, {
+    passphrase: { isExpected: isEncrypted, ask: () => Promise.resolve(passphrase) },
+  })
+}
+
+/** The keys of the store that `-t` names, locked. Rejects with E_USAGE, E_NO_STORE, E_UNSUPPORTED (not encrypted). */
+export async function openKeyRing(session: Session): Promise<{ readonly ring: KeyRing; readonly place: TargetPlace }> {
+  const place = await findTarget(session)
+  const { KeyRing } = await import('../store/key-ring.js')
+  return { ring: await KeyRing.of(place.path), place }
 }
 
 export async function makeRestoreJob(session: Session, store: StorePort): Promise<RestoreJob> {
@@ -99,7 +120,7 @@ export async function connectMachine(session: Session): Promise<Machine> {
       name: 'passphrase for libvirt',
       source: secretSourceOf(config, 'passphrase'),
       variable: 'VIRTVAULT_LIBVIRT_PASSPHRASE',
-      env: process.env,
+      env: secretEnvironment(),
     },
     session.signal,
   )

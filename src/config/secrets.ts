@@ -158,7 +158,7 @@ function runCommand(request: SecretRequest, command: string, signal: AbortSignal
       timeout: COMMAND_TIMEOUT_MS,
       maxBuffer: MAX_SECRET_BYTES,
       encoding: 'buffer' as const,
-      env: { ...request.env },
+      env: withoutSecrets(request.env),
     }
     execFile('/bin/sh', ['-c', command], options, (error, stdout) => {
       try {
@@ -175,6 +175,11 @@ function runCommand(request: SecretRequest, command: string, signal: AbortSignal
       }
     })
   })
+}
+
+/** A command that gives one secret is told no other. */
+function withoutSecrets(env: Environment): Record<string, string | undefined> {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !/^VIRTVAULT_(?:[A-Z]+_)?PASSPHRASE$/.test(name)))
 }
 
 function checkedText(request: SecretRequest, bytes: Buffer): string {

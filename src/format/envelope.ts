@@ -8,9 +8,15 @@ import { damaged, expectIntact } from './damage.js'
 import { SALT_BYTES } from './pack.js'
 import { TAG_BYTES } from './record.js'
 
-/** Files of one msgpack map: recovery points and their notes. */
-export const ENVELOPE_MAGIC = { point: 'VVPOINT1', notes: 'VVNOTES1' } as const
+/** Files of one msgpack map: recovery points, their notes, and the journals of encrypted stores. */
+export const ENVELOPE_MAGIC = { point: 'VVPOINT1', notes: 'VVNOTES1', journal: 'VVJRNAL1' } as const
 export type EnvelopeMagic = (typeof ENVELOPE_MAGIC)[keyof typeof ENVELOPE_MAGIC]
+
+const NAMES: Readonly<Record<EnvelopeMagic, string>> = {
+  VVPOINT1: 'a recovery point',
+  VVNOTES1: 'a notes file',
+  VVJRNAL1: 'the journal of a run',
+}
 
 export const ENVELOPE_HEADER_BYTES = 72
 /** Before and after compression; refused when larger, so that a lying length allocates nothing. */
@@ -72,7 +78,7 @@ export interface EnvelopeExpectation {
 
 /** The msgpack value of a file, nothing of it checked yet. Throws E_DAMAGED, E_KEY, E_STORE_FORMAT (newer version). */
 export function decodeEnvelope(bytes: Uint8Array, expected: EnvelopeExpectation): unknown {
-  const what = expected.magic === ENVELOPE_MAGIC.point ? 'a recovery point' : 'a notes file'
+  const what = NAMES[expected.magic]
   expectIntact(bytes.length > ENVELOPE_HEADER_BYTES, what, `${bytes.length} bytes`)
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
   expectIntact(sameBytes(bytes.subarray(0, 8), Buffer.from(expected.magic, 'latin1')), what, 'wrong magic')

@@ -1,10 +1,17 @@
+import { isHex } from '../base/hex.js'
 import type { PullJournal } from '../model/pull-journal.js'
 import { decodeCheckedJson, encodeCheckedJson } from './checked-json.js'
+import { expectIntact } from './damage.js'
+import { ENVELOPE_MAGIC, decodeEnvelope, encodeEnvelope } from './envelope.js'
 import { Fields } from './fields.js'
+import type { PointExpectation, PointSeal } from './point.js'
 
-/** Plain text also in an encrypted store: whoever cleans up after a dead run may not have the key. */
-export function encodeJournal(journal: PullJournal): Uint8Array {
-  return encodeCheckedJson({
+const WHAT = 'the journal of a run'
+
+/** JSON for people in a plain store; sealed like a point in an encrypted one, and bound to its run, the name of its file. */
+export function encodeJournal(runId: string, journal: PullJournal, seal: PointSeal): Uint8Array {
+  const map = {
+    run_id: runId,
     kind: journal.kind,
     domain_uuid: journal.domainUuid,
     domain_name: journal.domainName,
@@ -14,13 +21,20 @@ export function encodeJournal(journal: PullJournal): Uint8Array {
     socket: journal.socket,
     scratch: journal.scratch,
     frozen: journal.frozen,
-  })
+  }
+  return seal.key === undefined
+    ? encodeCheckedJson(map)
+    : encodeEnvelope(map, { ...seal, magic: ENVELOPE_MAGIC.journal })
 }
 
-/** Throws E_DAMAGED. */
-export function decodeJournal(bytes: Uint8Array): PullJournal {
-  const what = 'the journal of a run'
-  const fields = new Fields(decodeCheckedJson(bytes, what), what)
+/** Throws E_DAMAGED, also for another run's journal; in an encrypted store for one that is not sealed. */
+export function decodeJournal(runId: string, bytes: Uint8Array, expected: JournalExpectation): PullJournal {
+  const value = expected.encrypted
+    ? decodeEnvelope(bytes, { ...expected, magic: ENVELOPE_MAGIC.journal })
+    : decodeCheckedJson(bytes, WHAT)
+  const fields = new Fields(value, WHAT)
+  const owner = fields.text('run_id')
+  expectIntact(isHex(owner, 32) && owner === runId, WHAT, 'it belongs to another run')
   return {
     kind: fields.oneOf('kind', ['pull']),
     domainUuid: fields.text('domain_uuid'),
@@ -32,4 +46,8 @@ export function decodeJournal(bytes: Uint8Array): PullJournal {
     scratch: fields.texts('scratch'),
     frozen: fields.flag('frozen'),
   }
+}
+
+export interface JournalExpectation extends PointExpectation {
+  readonly encrypted: boolean
 }

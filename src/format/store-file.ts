@@ -1,5 +1,5 @@
 import { BackupError } from '../base/errors.js'
-import { isHex } from '../base/hex.js'
+import { fromHex, isHex, toHex } from '../base/hex.js'
 import { decodeCheckedJson, encodeCheckedJson } from './checked-json.js'
 import { expectIntact } from './damage.js'
 import { Fields } from './fields.js'
@@ -8,9 +8,12 @@ export const STORE_FORMAT = 1
 export const MIN_CHUNK_BYTES = 64 * 1024
 export const MAX_CHUNK_BYTES = 4 * 1024 * 1024
 export const MAX_ZSTD_LEVEL = 19
+/** In `incompat` of every encrypted store: who does not know it must not take ciphertext for damage. */
+export const ENCRYPTION_FEATURE = 'encryption'
+const CIPHER = 'aes-256-gcm'
 
 /** Features that this program knows, by what not knowing one forbids. */
-const KNOWN = { readonlyCompat: new Set<string>(), incompat: new Set<string>(['encryption']) }
+const KNOWN = { readonlyCompat: new Set<string>(), incompat: new Set<string>([ENCRYPTION_FEATURE]) }
 
 /** store.json: what was decided at init. */
 export interface StoreFile {
@@ -23,8 +26,13 @@ export interface StoreFile {
   /** Wall-clock milliseconds. */
   readonly created: number
   readonly features: StoreFeatures
-  /** Key slots of an encrypted store, as their own codec wrote them. */
-  readonly keys?: unknown
+  /** Of an encrypted store; its key slots are files of their own. */
+  readonly encryption?: StoreEncryption | undefined
+}
+
+export interface StoreEncryption {
+  /** 32 bytes that tell the right master key from a wrong one, and this file from a changed one. */
+  readonly check: Uint8Array
 }
 
 export interface StoreFeatures {
@@ -54,7 +62,7 @@ export function encodeStoreFile(file: StoreFile): Uint8Array {
       readonly_compat: file.features.readonlyCompat,
       incompat: file.features.incompat,
     },
-    keys: file.keys,
+    encryption: file.encryption === undefined ? undefined : { algorithm: CIPHER, check: toHex(file.encryption.check) },
   })
 }
 
@@ -81,15 +89,18 @@ export function decodeStoreFile(bytes: Uint8Array): StoreFile {
     return compression.count('level')
   })
   expectIntact(level <= MAX_ZSTD_LEVEL, what, `compression level ${level}`)
-  return {
-    id,
-    chunkSize,
-    hash: fields.oneOf('hash', ['sha256', 'hmac-sha256']),
-    level,
-    created: fields.count('created_ms'),
-    features,
-    keys: fields.raw('keys'),
-  }
+  const encryption = fields.optionalMap('encryption', decodeEncryption)
+  const hash = fields.oneOf('hash', ['sha256', 'hmac-sha256'])
+  const claims = [hash === 'hmac-sha256', encryption !== undefined, features.incompat.includes(ENCRYPTION_FEATURE)]
+  expectIntact(new Set(claims).size === 1, what, 'it is encrypted in part')
+  return { id, chunkSize, hash, level, created: fields.count('created_ms'), features, encryption }
+}
+
+function decodeEncryption(fields: Fields): StoreEncryption {
+  fields.oneOf('algorithm', [CIPHER])
+  const check = fields.text('check')
+  expectIntact(isHex(check, 64), 'store.json', 'its key check is none')
+  return { check: fromHex(check) }
 }
 
 /** Features for which this program must not write; empty for a store that it may write. */

@@ -3,6 +3,9 @@ import { isHex, toHex } from '../base/hex.js'
 /** Folders that every store has. */
 export const STORE_FOLDERS = ['packs', 'points', 'jobs', 'locks'] as const
 
+/** Key slots; only encrypted stores have it. */
+export const KEY_FOLDER = 'keys'
+
 export const STORE_FILE = 'store.json'
 export const CONDEMNED_FILE = 'jobs/condemned.set'
 

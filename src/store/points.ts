@@ -1,14 +1,13 @@
 import { forEachLimited } from '../base/async.js'
 import { BackupError } from '../base/errors.js'
-import { fromHex, isHex } from '../base/hex.js'
+import { isHex } from '../base/hex.js'
 import { invariant } from '../base/invariant.js'
 import type { RandomSource } from '../base/random.js'
 import { damaged } from '../format/damage.js'
 import { decodeNotes, encodeNotes } from '../format/notes.js'
-import { SALT_BYTES } from '../format/pack.js'
-import { type PointExpectation, type PointSeal, decodePoint, encodePoint, isDomainUuid } from '../format/point.js'
+import { decodePoint, encodePoint, isDomainUuid } from '../format/point.js'
 import type { PointContents, PointNotes, RecoveryPoint } from '../model/recovery-point.js'
-import type { StoreKeys } from './keys.js'
+import type { FileSeals } from './file-seals.js'
 import { notesKeyOf, pointKeyOf } from './layout.js'
 import type { ObjectStore } from './object-store.js'
 import type { PointCatalog } from './store-types.js'
@@ -19,7 +18,7 @@ const MAX_CACHED = 4096
 
 export interface PointsOptions {
   readonly objects: ObjectStore
-  readonly keys: StoreKeys
+  readonly seals: FileSeals
   /** 32 hex characters. */
   readonly storeId: string
   readonly random: RandomSource
@@ -35,14 +34,14 @@ interface FoundPoint {
 /** The point files of a store. */
 export class Points implements PointCatalog {
   readonly #objects: ObjectStore
-  readonly #keys: StoreKeys
+  readonly #seals: FileSeals
   readonly #storeId: string
   readonly #random: RandomSource
   readonly #cache = new Map<string, RecoveryPoint>()
 
   constructor(options: PointsOptions) {
     this.#objects = options.objects
-    this.#keys = options.keys
+    this.#seals = options.seals
     this.#storeId = options.storeId
     this.#random = options.random
   }
@@ -76,14 +75,17 @@ export class Points implements PointCatalog {
 
   async notes(point: RecoveryPoint): Promise<PointNotes> {
     const bytes = await this.#objects.get(notesKeyOf(point.domain.uuid, point.id))
-    return bytes === undefined ? { tags: point.tags } : decodeNotes(point.id, bytes, this.#expectation())
+    return bytes === undefined ? { tags: point.tags } : decodeNotes(point.id, bytes, this.#seals.expectation())
   }
 
   async annotate(point: RecoveryPoint, notes: PointNotes): Promise<void> {
     if ((await this.#objects.size(pointKeyOf(point.domain.uuid, point.id))) === undefined) {
       throw new BackupError('E_NOT_FOUND', `recovery point ${point.id} is gone`)
     }
-    await this.#objects.replace(notesKeyOf(point.domain.uuid, point.id), encodeNotes(point.id, notes, this.#seal()))
+    await this.#objects.replace(
+      notesKeyOf(point.domain.uuid, point.id),
+      encodeNotes(point.id, notes, this.#seals.next()),
+    )
   }
 
   async remove(point: RecoveryPoint): Promise<void> {
@@ -107,9 +109,9 @@ export class Points implements PointCatalog {
       runId,
     }
     const key = pointKeyOf(contents.domain.uuid, point.id)
-    const bytes = encodePoint(point, this.#seal())
+    const bytes = encodePoint(point, this.#seals.next())
     // What cannot be read back must not become a commit.
-    const decoded = decodePoint(bytes, this.#expectation())
+    const decoded = decodePoint(bytes, this.#seals.expectation())
     invariant(decoded.id === point.id && decoded.disks.length === point.disks.length, 'a point decodes to itself')
     if (!(await this.#objects.putNew(key, bytes))) {
       throw new BackupError('E_EXISTS', `${key} exists`, { why: 'Two recovery points drew the same random name.' })
@@ -144,7 +146,7 @@ export class Points implements PointCatalog {
     // Removed between listing and reading: then it is no point any more.
     if (bytes === undefined) return { file: key, point: undefined, error: undefined }
     try {
-      const point = decodePoint(bytes, this.#expectation())
+      const point = decodePoint(bytes, this.#seals.expectation())
       if (pointKeyOf(point.domain.uuid, point.id) !== key) throw damaged(key, 'it has the name of another point')
       this.#remember(key, point)
       return { file: key, point, error: undefined }
@@ -159,15 +161,6 @@ export class Points implements PointCatalog {
     const oldest = this.#cache.keys().next()
     if (this.#cache.size >= MAX_CACHED && oldest.done !== true) this.#cache.delete(oldest.value)
     this.#cache.set(key, point)
-  }
-
-  #seal(): PointSeal {
-    const salt = this.#keys.idKey === undefined ? new Uint8Array(SALT_BYTES) : this.#random(SALT_BYTES)
-    return { storeId: fromHex(this.#storeId), salt, key: this.#keys.pointKey(salt) }
-  }
-
-  #expectation(): PointExpectation {
-    return { storeId: fromHex(this.#storeId), key: salt => this.#keys.pointKey(salt) }
   }
 }
 

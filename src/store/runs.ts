@@ -8,6 +8,7 @@ import type { RandomSource } from '../base/random.js'
 import { decodeJournal, encodeJournal } from '../format/journal.js'
 import { isDomainUuid } from '../format/point.js'
 import type { PullJournal } from '../model/pull-journal.js'
+import type { FileSeals } from './file-seals.js'
 import type { DeadRun, Run, RunRegistry } from './store-types.js'
 
 const LEASE = '.lease'
@@ -21,6 +22,7 @@ export interface RunsOptions {
   readonly root: string
   readonly clock: Clock
   readonly random: RandomSource
+  readonly seals: FileSeals
 }
 
 /**
@@ -33,6 +35,7 @@ export class Runs implements RunRegistry {
   readonly #locks: string
   readonly #clock: Clock
   readonly #random: RandomSource
+  readonly #seals: FileSeals
 
   constructor(options: RunsOptions) {
     this.#fs = options.fs
@@ -40,6 +43,7 @@ export class Runs implements RunRegistry {
     this.#locks = join(options.root, 'locks')
     this.#clock = options.clock
     this.#random = options.random
+    this.#seals = options.seals
   }
 
   /** `kind` is for people who look at the file. */
@@ -60,7 +64,7 @@ export class Runs implements RunRegistry {
       await this.#fs.remove(temporary).catch(() => false)
       throw error
     }
-    return new LeasedRun({ fs: this.#fs, directory: this.#jobs, random: this.#random, id, lock })
+    return new LeasedRun({ fs: this.#fs, directory: this.#jobs, random: this.#random, seals: this.#seals, id, lock })
   }
 
   /** Ids of the runs whose lease is locked now: what a gc waits for. */
@@ -122,7 +126,7 @@ export class Runs implements RunRegistry {
     const bytes = await this.#fs.readWhole(join(this.#jobs, `${id}${JOURNAL}`))
     if (bytes === undefined) return undefined
     try {
-      return decodeJournal(bytes)
+      return decodeJournal(id, bytes, { ...this.#seals.expectation(), encrypted: this.#seals.encrypted })
     } catch (error) {
       if (errorCodeOf(error) === 'E_DAMAGED') return undefined
       throw error
@@ -134,6 +138,7 @@ interface LeasedRunOptions {
   readonly fs: DurableFs
   readonly directory: string
   readonly random: RandomSource
+  readonly seals: FileSeals
   readonly id: string
   readonly lock: FileLock
 }
@@ -144,6 +149,7 @@ export class LeasedRun implements Run {
   readonly #fs: DurableFs
   readonly #directory: string
   readonly #random: RandomSource
+  readonly #seals: FileSeals
   readonly #lock: FileLock
   #hasJournal = false
   #finished = false
@@ -153,6 +159,7 @@ export class LeasedRun implements Run {
     this.#fs = options.fs
     this.#directory = options.directory
     this.#random = options.random
+    this.#seals = options.seals
     this.#lock = options.lock
   }
 
@@ -162,7 +169,7 @@ export class LeasedRun implements Run {
       directory: this.#directory,
       name: `${this.id}${JOURNAL}`,
       temporary: `.tmp-${toHex(this.#random(16))}`,
-      bytes: encodeJournal(entry),
+      bytes: encodeJournal(this.id, entry, this.#seals.next()),
       existing: 'replace',
     })
   }

@@ -7,8 +7,10 @@ import { fromHex, toHex } from '../base/hex.js'
 import { invariant } from '../base/invariant.js'
 import { type RandomSource, systemRandom } from '../base/random.js'
 import { decodeCondemned } from '../format/condemned.js'
+import type { ScryptCost } from '../format/key-slot.js'
 import { ID_BYTES, RECORD_KIND } from '../format/record.js'
 import {
+  ENCRYPTION_FEATURE,
   MAX_ZSTD_LEVEL,
   type StoreFile,
   decodeStoreFile,
@@ -21,9 +23,11 @@ import type { PointBlob, TreeRoot } from '../model/recovery-point.js'
 import { native } from '../native/binding.js'
 import { blobGeometry, isOneRecord } from './blobs.js'
 import { Draft } from './draft.js'
+import { type PassphraseSource, encryptStore, unlockStore } from './encryption.js'
+import { FileSeals } from './file-seals.js'
 import { IndexHolder, type IndexProvider } from './index-holder.js'
-import { type StoreKeys, plainKeys } from './keys.js'
-import { CONDEMNED_FILE, STORE_FILE, STORE_FOLDERS } from './layout.js'
+import type { StoreKeys } from './keys.js'
+import { CONDEMNED_FILE, KEY_FOLDER, STORE_FILE, STORE_FOLDERS } from './layout.js'
 import { LocalObjects, isLeftover } from './local-objects.js'
 import { Locator } from './locator.js'
 import { NodeReader } from './node-reader.js'
@@ -49,8 +53,7 @@ export interface StoreParts {
   readonly index: IndexProvider
   /** Degradations that do not stop anything: an index rebuilt, a place that cannot be written. */
   readonly onNotice: (warning: Warning) => void
-  /** Opens the key slots of an encrypted store. Rejects with E_KEY. */
-  readonly unlock: (file: StoreFile) => Promise<StoreKeys>
+  readonly passphrase: PassphraseSource
 }
 
 export interface InitOptions extends Partial<StoreParts> {
@@ -58,6 +61,15 @@ export interface InitOptions extends Partial<StoreParts> {
   readonly chunkSize?: number | undefined
   /** zstd level; 0 stores plain. */
   readonly level?: number | undefined
+  /** Makes the store encrypted, with one key slot. */
+  readonly encryption?: NewEncryption | undefined
+}
+
+export interface NewEncryption {
+  readonly passphrase: string
+  /** Of the slot; for people. */
+  readonly label?: string | undefined
+  readonly cost?: ScryptCost | undefined
 }
 
 export interface OpenOptions extends Partial<StoreParts> {
@@ -85,7 +97,7 @@ export class Store implements StorePort {
   readonly #reader: PackReader
   readonly #nodes: NodeReader
 
-  private constructor(location: string, file: StoreFile, keys: StoreKeys, parts: Omit<StoreParts, 'unlock'>) {
+  private constructor(location: string, file: StoreFile, keys: StoreKeys, parts: Omit<StoreParts, 'passphrase'>) {
     const storeId = fromHex(file.id)
     const { fs, random } = parts
     this.id = file.id
@@ -93,8 +105,9 @@ export class Store implements StorePort {
     this.location = location
     this.encrypted = keys.idKey !== undefined
     this.objects = new LocalObjects({ fs, root: location, random })
-    this.points = new Points({ objects: this.objects, keys, storeId: file.id, random })
-    this.runs = new Runs({ fs, root: location, clock: parts.clock, random })
+    const seals = new FileSeals({ keys, storeId: file.id, random })
+    this.points = new Points({ objects: this.objects, storeId: file.id, random, seals })
+    this.runs = new Runs({ fs, root: location, clock: parts.clock, random, seals })
     this.packs = new PackCatalog(this.objects, storeId)
     this.index = new IndexHolder({ provider: parts.index, packs: this.packs, onNotice: parts.onNotice })
     this.#locator = new Locator({ index: this.index, packs: this.packs, keys, storeId })
@@ -133,26 +146,23 @@ export class Store implements StorePort {
       })
     }
     await makeDirectoryPath(fs, dirname(location), [basename(location)])
-    const names = await fs.list(location)
-    if (names.includes(STORE_FILE)) throw alreadyStore(location)
-    const strange = names.filter(name => !STORE_FOLDERS.some(folder => folder === name) && !isLeftover(name))
-    if (strange.length > 0) {
-      throw new BackupError('E_REFUSED', `${location} is not empty`, {
-        why: `It has ${strange.slice(0, 3).join(', ')}.`,
-        hints: ['Choose an empty directory.'],
-      })
-    }
-    for (const name of names.filter(isLeftover)) await fs.remove(join(location, name))
+    await refuseStrangers(fs, location)
     for (const folder of STORE_FOLDERS) await makeDirectoryPath(fs, location, [folder])
-    const file: StoreFile = {
+    // Another init must not take our key slot for a leftover.
+    await using lock = await fs.lock(join(location, 'locks', 'init.lock'), 'exclusive')
+    if (lock === undefined) throw new BackupError('E_LOCKED', `another init of ${location} is under way`)
+    await clearLeftovers(fs, location)
+    const { encryption } = options
+    const objects = new LocalObjects({ fs, root: location, random })
+    const plain: StoreFile = {
       id: toHex(random(16)),
       chunkSize,
-      hash: 'sha256',
+      hash: encryption === undefined ? 'sha256' : 'hmac-sha256',
       level,
       created: clock.now(),
-      features: { compat: [], readonlyCompat: [], incompat: [] },
+      features: { compat: [], readonlyCompat: [], incompat: encryption === undefined ? [] : [ENCRYPTION_FEATURE] },
     }
-    const objects = new LocalObjects({ fs, root: location, random })
+    const file = encryption === undefined ? plain : await encryptStore(plain, encryption, { fs, objects, random })
     if (!(await objects.putNew(STORE_FILE, encodeStoreFile(file)))) throw alreadyStore(location)
   }
 
@@ -167,8 +177,7 @@ export class Store implements StorePort {
       })
     }
     const file = decodeStoreFile(bytes)
-    const unlock = options.unlock ?? withoutKeys
-    const keys = await unlock(file)
+    const keys = await unlockStore(file, new LocalObjects({ fs, root: location, random }), options.passphrase)
     const home = options.indexDirectory === undefined ? location : join(options.indexDirectory, file.id)
     const index = options.index ?? new SharedProvider({ fs, clock, home })
     return new Store(location, file, keys, { fs, random, clock, index, onNotice: options.onNotice ?? ignoreNotice })
@@ -241,18 +250,40 @@ export class Store implements StorePort {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.index[Symbol.asyncDispose]()
     await this.objects[Symbol.asyncDispose]()
+    this.#keys.wipe()
   }
+}
+
+/** Refuses a directory that a store must not be made in: E_EXISTS, E_REFUSED. */
+async function refuseStrangers(fs: DurableFs, location: string): Promise<void> {
+  const names = await fs.list(location)
+  if (names.includes(STORE_FILE)) throw alreadyStore(location)
+  const own: readonly string[] = [...STORE_FOLDERS, KEY_FOLDER]
+  const strange = names.filter(name => !own.includes(name) && !isLeftover(name))
+  if (strange.length === 0) return
+  throw new BackupError('E_REFUSED', `${location} is not empty`, {
+    why: `It has ${strange.slice(0, 3).join(', ')}.`,
+    hints: ['Choose an empty directory.'],
+  })
+}
+
+/** Removes what an interrupted init left. Keys of packs or points are beyond price, also without their store.json: E_REFUSED. */
+async function clearLeftovers(fs: DurableFs, location: string): Promise<void> {
+  const names = await fs.list(location)
+  if (names.includes(STORE_FILE)) throw alreadyStore(location)
+  for (const name of names.filter(isLeftover)) await fs.remove(join(location, name))
+  if (!names.includes(KEY_FOLDER)) return
+  for (const folder of ['packs', 'points']) {
+    if ((await fs.list(join(location, folder))).length === 0) continue
+    throw new BackupError('E_REFUSED', `${location} holds an encrypted store whose store.json is missing`, {
+      hints: ['Put store.json back, or choose an empty directory.'],
+    })
+  }
+  for (const name of await fs.list(join(location, KEY_FOLDER))) await fs.remove(join(location, KEY_FOLDER, name))
 }
 
 function alreadyStore(location: string): BackupError {
   return new BackupError('E_EXISTS', `there is a store at ${location} already`)
-}
-
-function withoutKeys(file: StoreFile): Promise<StoreKeys> {
-  if (file.keys !== undefined || file.hash !== 'sha256') {
-    return Promise.reject(new BackupError('E_KEY', 'this store is encrypted and no passphrase was given'))
-  }
-  return Promise.resolve(plainKeys)
 }
 
 function ignoreNotice(): void {

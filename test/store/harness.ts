@@ -3,11 +3,20 @@ import { createHash, randomBytes } from 'node:crypto'
 import type { DiskGeometry } from '../../src/model/disk-tree.js'
 import { chunkCount, chunkLength } from '../../src/model/disk-tree.js'
 import type { PointContents, RecoveryPoint, TreeRoot } from '../../src/model/recovery-point.js'
+import type { PassphraseSource } from '../../src/store/encryption.js'
 import type { PointDraft, StorePort, TreeSide } from '../../src/store/store-types.js'
 
 export const CHUNK = 64 * 1024
 export const UUID = '6f0c2a1e-8d53-4a97-b1c4-0d6f3e5a7b92'
 export const never = new AbortController().signal
+
+/** The least that a slot may have: tests derive many. */
+export const CHEAP_SCRYPT = { cost: 2 ** 14, blockSize: 8, parallelism: 1 }
+
+/** A source of one passphrase. */
+export function given(passphrase: string): PassphraseSource {
+  return { isExpected: true, ask: () => Promise.resolve(passphrase) }
+}
 
 /** Bytes that depend on `seed` alone and do not compress away entirely. */
 export function chunkBytes(seed: number, length = CHUNK): Buffer {

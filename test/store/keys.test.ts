@@ -1,12 +1,9 @@
-import { createHmac, hkdfSync } from 'node:crypto'
-
 import t from 'tap'
 
-import type { StoreKeys } from '../../src/store/keys.js'
 import { Store } from '../../src/store/store.js'
 import { MemoryProvider } from '../fakes/memory-provider.js'
 import { SimulatedFs } from '../fakes/simulated-fs.js'
-import { CHUNK, chunkBytes, diskBytes, pull, readDisk, sideOf } from './harness.js'
+import { CHEAP_SCRYPT, CHUNK, chunkBytes, diskBytes, given, pull, readDisk, sideOf } from './harness.js'
 
 const ROOT = '/store'
 const geometry = { size: 300 * CHUNK, chunkSize: CHUNK }
@@ -16,40 +13,46 @@ const DISK = new Map([
   [200, 3],
 ])
 
-function keysFrom(secret: string): StoreKeys {
-  const derive = (info: string, salt: Uint8Array) => new Uint8Array(hkdfSync('sha256', secret, salt, info, 32))
-  return {
-    idKey: createHmac('sha256', secret).update('ids').digest(),
-    packKey: salt => derive('pack', salt),
-    pointKey: salt => derive('point', salt),
-  }
+async function makeStore(options: { level?: number } = {}): Promise<SimulatedFs> {
+  const fs = new SimulatedFs()
+  await Store.init(ROOT, { fs, ...options, encryption: { passphrase: 'right', cost: CHEAP_SCRYPT } })
+  return fs
 }
 
-const withKeys = (fs: SimulatedFs, secret: string) =>
-  Store.open(ROOT, { fs, index: new MemoryProvider(), unlock: () => Promise.resolve(keysFrom(secret)) })
+const open = (fs: SimulatedFs, passphrase: string) =>
+  Store.open(ROOT, { fs, index: new MemoryProvider(), passphrase: given(passphrase) })
 
-t.test('with keys, points come back with the right ones and are refused with others', async t => {
-  const fs = new SimulatedFs()
-  await Store.init(ROOT, { fs })
+t.test('an encrypted store gives its points back for the passphrase, and for nothing else', async t => {
+  const fs = await makeStore()
   {
-    await using store = await withKeys(fs, 'right')
+    await using store = await open(fs, 'right')
     await pull(store, geometry, DISK)
   }
 
-  await using store = await withKeys(fs, 'right')
+  await using store = await open(fs, 'right')
   const [point] = await store.points.list()
   t.ok((await readDisk(store, sideOf(point!))).equals(diskBytes(geometry, DISK)))
   t.equal((await pull(store, geometry, DISK)).newChunks, 0)
+  t.ok(store.encrypted)
 
-  await using other = await withKeys(fs, 'wrong')
-  await t.rejects(other.points.list(), { code: 'E_DAMAGED' })
-  await t.rejects(readDisk(other, sideOf(point!)), { code: 'E_DAMAGED' })
+  const before = [...fs.files()].map(([name, bytes]) => `${name} ${bytes.toString('hex')}`)
+  await t.rejects(open(fs, 'wrong'), { code: 'E_KEY', message: /wrong/ })
+  await t.rejects(open(fs, ''), { code: 'E_KEY' })
+  await t.rejects(Store.open(ROOT, { fs, index: new MemoryProvider() }), { code: 'E_KEY', message: /no passphrase/ })
+  const after = [...fs.files()].map(([name, bytes]) => `${name} ${bytes.toString('hex')}`)
+  t.strictSame(after, before, 'nothing was written')
 })
 
-t.test('with keys, no plain text and no salt twice is on the disk', async t => {
+t.test('a passphrase for a store that is not encrypted is refused', async t => {
   const fs = new SimulatedFs()
-  await Store.init(ROOT, { fs, level: 0 })
-  await using store = await withKeys(fs, 'right')
+  await Store.init(ROOT, { fs })
+
+  await t.rejects(open(fs, 'right'), { code: 'E_KEY', message: /not encrypted/ })
+})
+
+t.test('no plain text and no salt twice is on the disk of an encrypted store', async t => {
+  const fs = await makeStore({ level: 0 })
+  await using store = await open(fs, 'right')
   await pull(store, geometry, DISK)
   await pull(store, geometry, [[0, 9]])
 

@@ -68,6 +68,9 @@ const condemned: Codec<ReturnType<typeof decodeCondemned>> = {
   decode: decodeCondemned,
 }
 
+const RUN = 'ab'.repeat(16)
+const PLAIN = { storeId: new Uint8Array(16), salt: new Uint8Array(32), key: undefined }
+
 const journal: Codec<ReturnType<typeof decodeJournal>> = {
   values: fc.record({
     kind: fc.constant('pull'),
@@ -80,24 +83,26 @@ const journal: Codec<ReturnType<typeof decodeJournal>> = {
     scratch: fc.array(text, { maxLength: 3 }),
     frozen: fc.boolean(),
   }),
-  encode: encodeJournal,
-  decode: decodeJournal,
+  encode: value => encodeJournal(RUN, value, PLAIN),
+  decode: bytes => decodeJournal(RUN, bytes, { storeId: PLAIN.storeId, key: () => undefined, encrypted: false }),
 }
 
 const storeFile: Codec<ReturnType<typeof decodeStoreFile>> = {
-  values: fc.record({
-    id: hexOf(32),
-    chunkSize: fc.constantFrom(65_536, 131_072, 4_194_304),
-    hash: fc.constantFrom('sha256', 'hmac-sha256'),
-    level: fc.nat({ max: 19 }),
-    created: big,
-    features: fc.record({
+  values: fc
+    .record({
+      id: hexOf(32),
+      chunkSize: fc.constantFrom(65_536, 131_072, 4_194_304),
+      level: fc.nat({ max: 19 }),
+      created: big,
       compat: fc.array(text, { maxLength: 2 }),
       readonlyCompat: fc.array(text, { maxLength: 2 }),
-      incompat: fc.constantFrom([], ['encryption']),
-    }),
-    keys: maybe(fc.constant([{ slot: 1 }])),
-  }),
+      encryption: maybe(fc.record({ check: bytesOf(32) })),
+    })
+    .map(({ compat, readonlyCompat, ...file }) => ({
+      ...file,
+      hash: file.encryption === undefined ? ('sha256' as const) : ('hmac-sha256' as const),
+      features: { compat, readonlyCompat, incompat: file.encryption === undefined ? [] : ['encryption'] },
+    })),
   encode: encodeStoreFile,
   decode: decodeStoreFile,
 }
