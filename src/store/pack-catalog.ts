@@ -6,6 +6,7 @@ import { INDEX_VALUE_BYTES, type PackState, type Place, encodePlace } from '../f
 import {
   PACK_ENTRY_BYTES,
   PACK_HEADER_BYTES,
+  PACK_KIND,
   PACK_TRAILER_BYTES,
   type PackEntry,
   type PackHeader,
@@ -13,7 +14,7 @@ import {
   decodePackHeader,
   decodePackTrailer,
 } from '../format/pack.js'
-import { ID_BYTES } from '../format/record.js'
+import { ID_BYTES, RECORD_KIND } from '../format/record.js'
 import { native } from '../native/binding.js'
 import type { ChunkIndex, IndexBatch } from './chunk-index.js'
 import { packKeyOf, packOfKey } from './layout.js'
@@ -26,7 +27,6 @@ const MAX_SCAN_BYTES = 1024 * 1024 * 1024
 
 /** A pack as its own footer describes it. */
 export interface PackContents {
-  readonly header: PackHeader
   readonly state: PackState
   readonly entries: readonly PackEntry[]
 }
@@ -64,10 +64,7 @@ export class PackCatalog {
     const bytes = new Uint8Array(PACK_HEADER_BYTES)
     const length = await this.#objects.read(packKeyOf(packId), bytes, 0)
     if (length === undefined) return undefined
-    const header = decodePackHeader(bytes.subarray(0, length))
-    if (!sameBytes(header.storeId, this.#storeId)) throw damaged(`pack ${packId}`, 'it belongs to another store')
-    if (!sameBytes(header.packId, fromHex(packId))) throw damaged(`pack ${packId}`, 'it has the name of another pack')
-    return header
+    return this.#owned(packId, decodePackHeader(bytes.subarray(0, length)))
   }
 
   /** undefined where there is no such pack. Rejects with E_DAMAGED, also where it was never sealed. */
@@ -81,16 +78,15 @@ export class PackCatalog {
     const footer = new Uint8Array(trailer.entryCount * PACK_ENTRY_BYTES)
     const footerLength = await this.#objects.read(key, footer, trailer.footerOffset)
     const entries = decodePackFooter(footer.subarray(0, footerLength ?? 0), trailer)
-    const header = await this.header(packId)
-    if (header === undefined) return undefined
-    return { header, entries, state: { size, entryCount: entries.length, kind: header.kind, sealed: true } }
+    const kind = await this.#kind(packId, entries)
+    return { entries, state: { size, entryCount: entries.length, kind, sealed: true } }
   }
 
   /** Records of a pack without a valid footer, up to the first that is torn. */
   async scan(packId: string): Promise<PackContents | undefined> {
     const key = packKeyOf(packId)
-    const [size, header] = [await this.#objects.size(key), await this.header(packId)]
-    if (size === undefined || header === undefined || size > MAX_SCAN_BYTES) return undefined
+    const size = await this.#objects.size(key)
+    if (size === undefined || size < PACK_HEADER_BYTES || size > MAX_SCAN_BYTES) return undefined
     const bytes = new Uint8Array(size)
     const length = await this.#objects.read(key, bytes, 0)
     const { fields, ids } = await native().scanRecords(bytes.subarray(0, length ?? 0), PACK_HEADER_BYTES)
@@ -109,7 +105,8 @@ export class PackCatalog {
         storedLength,
       }
     })
-    return { header, entries, state: { size, entryCount: entries.length, kind: header.kind, sealed: false } }
+    const kind = await this.#kind(packId, entries)
+    return { entries, state: { size, entryCount: entries.length, kind, sealed: false } }
   }
 
   /** Other copies of records, in sealed packs: `ids` in hex, to the packs that have each, with its place there. */
@@ -147,6 +144,25 @@ export class PackCatalog {
       if (sealed !== undefined) await index.putBatch(indexBatchOf(id, sealed))
       else await this.#salvage(index, id)
     })
+  }
+
+  /**
+   * From the header. Where only that is damaged, from the records, which in a
+   * plain store need no header to be read. Rejects with E_DAMAGED where the
+   * header says that the pack is not ours.
+   */
+  async #kind(packId: string, entries: readonly PackEntry[]): Promise<number> {
+    const bytes = new Uint8Array(PACK_HEADER_BYTES)
+    await this.#objects.read(packKeyOf(packId), bytes, 0)
+    const header = await intactOnly(() => Promise.resolve().then(() => decodePackHeader(bytes)))
+    if (header !== undefined) return this.#owned(packId, header).kind
+    return entries[0]?.kind === RECORD_KIND.chunk ? PACK_KIND.data : PACK_KIND.meta
+  }
+
+  #owned(packId: string, header: PackHeader): PackHeader {
+    if (!sameBytes(header.storeId, this.#storeId)) throw damaged(`pack ${packId}`, 'it belongs to another store')
+    if (!sameBytes(header.packId, fromHex(packId))) throw damaged(`pack ${packId}`, 'it has the name of another pack')
+    return header
   }
 
   async #salvage(index: ChunkIndex, packId: string): Promise<void> {

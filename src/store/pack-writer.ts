@@ -231,7 +231,7 @@ class OpenPack {
     invariant(object.size === size, 'a pack has the size that its trailer tells')
     await object.seal()
     const state = { size, entryCount: this.#entries.length, kind: this.#header.kind, sealed: true }
-    await this.#options.onSealed(toHex(this.#header.packId), { header: this.#header, state, entries: this.#entries })
+    await this.#options.onSealed(toHex(this.#header.packId), { state, entries: this.#entries })
   }
 
   async abandon(): Promise<void> {

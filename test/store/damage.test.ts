@@ -10,6 +10,8 @@ import { MemoryProvider } from '../fakes/memory-provider.js'
 import { SimulatedFs } from '../fakes/simulated-fs.js'
 import { CHUNK, type Disk, diskBytes, pull, readDisk, sideOf } from './harness.js'
 
+t.setTimeout(120_000)
+
 const ROOT = '/store'
 const geometry = { size: 140 * CHUNK, chunkSize: CHUNK }
 const DISK: Disk = new Map([
@@ -40,28 +42,28 @@ async function outcome(fs: SimulatedFs): Promise<string> {
   }
 }
 
-t.test('a flipped byte anywhere is an error that says so, or does not matter', async t => {
-  const files = (await smallStore()).files()
-  for (const [path, bytes] of files) {
-    const seen = new Map<string, number>()
-    const step = Math.max(1, Math.floor(bytes.length / 60))
-    const offsets = new Set([
-      ...Array.from({ length: Math.ceil(bytes.length / step) }, (_, n) => n * step),
-      bytes.length - 1,
-    ])
-    for (const offset of offsets) {
-      if (offset < 0) continue
-      const fs = await smallStore()
-      const victim = [...fs.files().keys()].find(name => kindOf(name, fs) === kindOf(path, { files: () => files }))!
-      fs.tamper(victim, content => {
-        content[offset % content.length]! ^= 0x41
-        return content
-      })
-      const result = await outcome(fs)
-      seen.set(result, (seen.get(result) ?? 0) + 1)
+t.test('each byte flipped, and each length cut to, is an error that says so or does not matter', async t => {
+  const fs = await smallStore()
+  for (const [path, bytes] of [...fs.files()]) {
+    const harmless = { flips: 0, cuts: 0 }
+    const good = Buffer.from(bytes)
+    for (let at = 0; at < good.length; at++) {
+      const flipped = Buffer.from(good)
+      flipped[at]! ^= 1 << (at % 8)
+      for (const [kind, bad] of [
+        ['flips', flipped],
+        ['cuts', good.subarray(0, at)],
+      ] as const) {
+        fs.tamper(path, () => Buffer.from(bad))
+        const result = await outcome(fs)
+        if (result === 'right') harmless[kind]++
+        else if (result !== 'E_DAMAGED' && result !== 'E_STORE_FORMAT') t.fail(`${kind} at ${at} of ${path}: ${result}`)
+      }
     }
-    const results = [...seen.keys()].filter(result => !['right', 'E_DAMAGED', 'E_STORE_FORMAT'].includes(result))
-    t.strictSame(results, [], `${kindOf(path, { files: () => files })}: ${JSON.stringify([...seen])}`)
+    fs.tamper(path, () => Buffer.from(good))
+    // Header, footer and trailer of a plain pack are needed by nobody whose records are whole.
+    const footer = path.endsWith('.pack') ? 3 * 56 + 48 : 0
+    t.strictSame(harmless, { flips: footer === 0 ? 0 : footer + 96, cuts: footer }, path)
   }
 })
 
