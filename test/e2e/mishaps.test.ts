@@ -50,7 +50,7 @@ async function startPull(env: NodeJS.ProcessEnv): Promise<{ child: ChildProcess;
     child.once('exit', (code, signal) => resolve(code ?? signal ?? 'nothing'))
   })
   await new Promise<void>((resolve, reject) => {
-    createInterface({ input: child.stderr! }).on('line', line => {
+    createInterface({ input: child.stderr }).on('line', line => {
       if (line.includes('"phase"') && line.includes('checkpoint')) resolve()
     })
     void ended.then(code => reject(new Error(`ended too early: ${code}`)))
