@@ -157,6 +157,7 @@ export async function makePullJob(
       ),
     startGuardian: () => startGuardian(access),
     clock: session.clock,
+    random: Math.random,
     progress: session.progress,
     toolVersion: readPackageJson().version,
   })

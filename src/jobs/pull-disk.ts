@@ -1,9 +1,12 @@
 import type { BufferPool } from '../base/buffer-pool.js'
-import { batchPlan, planChunks, type PlannedRun, type PullBatch } from '../model/chunk-plan.js'
+import { invariant } from '../base/invariant.js'
+import { batchPlan, planChunks, type PlanBasis, type PlannedRun, type PullBatch } from '../model/chunk-plan.js'
 import { chunkLength, type DiskGeometry } from '../model/disk-tree.js'
 import type { Extent } from '../model/extent.js'
+import { IndexSample } from '../model/index-sample.js'
 import type { DiskStatistics, TreeRoot } from '../model/recovery-point.js'
-import type { PointDraft, StoredChunks, TreeDraft, TreeSide } from '../store/store-types.js'
+import type { PointDraft, StoredChunks, StorePort, TreeDraft, TreeSide } from '../store/store-types.js'
+import { auditBatch, type Comparison, readCanaries } from './bitmap-check.js'
 
 /** Bytes of one batch: hundreds of chunks at the default chunk size, so that JavaScript's part vanishes. */
 export const BATCH_BYTES = 8 * 1024 * 1024
@@ -25,6 +28,11 @@ export interface DiskPull {
   readonly geometry: DiskGeometry
   /** I7: only where libvirt confirmed the base for this disk. */
   readonly parent: TreeSide | undefined
+  /** Reads all of the disk, and compares what the bitmap calls clean with the parent. Needs a parent. */
+  readonly isAudit: boolean
+  /** Clean chunks that are read again and compared with the parent, chosen at random by `random`. */
+  readonly canaries: { readonly count: number; readonly random: () => number }
+  readonly store: Pick<StorePort, 'chunkIdsAt' | 'identify' | 'walkTree'>
   readonly draft: PointDraft
   readonly pool: BufferPool
   /** Called with the bytes dealt with since the last call. */
@@ -36,6 +44,10 @@ export interface DiskPull {
 export interface PulledDisk {
   readonly root: TreeRoot
   readonly statistics: DiskStatistics
+  /** Chunks that the bitmap called clean and that were compared with the parent. */
+  readonly compared: number
+  /** Those of them that differ: the bitmap has missed writes, and where `isAudit` was not set the tree is wrong. */
+  readonly missed: number
 }
 
 /**
@@ -47,9 +59,13 @@ export interface PulledDisk {
  */
 export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<PulledDisk> {
   const { geometry, parent, draft } = pull
-  const tree = draft.tree(geometry, parent)
+  invariant(parent !== undefined || !pull.isAudit, 'an audit has something to compare with')
+  const inherited = pull.isAudit ? undefined : parent
+  const tree = draft.tree(geometry, inherited)
+  const canaries = new IndexSample(inherited === undefined ? 0 : pull.canaries.count, pull.canaries.random)
   const totals = { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0 }
-  const plan = planChunks(pull.source.extents(signal), geometry, parent?.geometry.size)
+  const check = { compared: 0, missed: 0 }
+  const plan = planChunks(pull.source.extents(signal), geometry, basisOf(pull))
   const limits = { bytes: BATCH_BYTES, items: BATCH_ITEMS }
   const underWay: { batch: PullBatch; stored: Promise<StoredChunks | undefined> }[] = []
 
@@ -58,6 +74,7 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<Pul
     if (oldest === undefined) return
     const stored = await oldest.stored
     await applyBatch(tree, oldest.batch, stored)
+    if (parent !== undefined && pull.isAudit) add(check, await auditBatch(pull, parent, oldest.batch, stored))
     totals.dirtyBytes += oldest.batch.bytes
     totals.readBytes += oldest.batch.bytes
     totals.newBytes += stored?.newBytes ?? 0
@@ -67,7 +84,7 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<Pul
   }
 
   try {
-    for await (const batch of batchPlan(observed(plan, pull), geometry, limits)) {
+    for await (const batch of batchPlan(observed(plan, pull, canaries), geometry, limits)) {
       const stored = readAndStore(pull, batch, signal)
       // Awaited in order below; until then a failure must not count as unhandled.
       stored.catch(() => undefined)
@@ -79,16 +96,33 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<Pul
     await Promise.allSettled(underWay.map(({ stored }) => stored))
   }
 
+  if (inherited !== undefined) add(check, await readCanaries(pull, inherited, canaries.indexes(), signal))
   const finished = await tree.finish()
   return {
+    ...check,
     root: finished.root,
     statistics: { ...totals, storedBytes: totals.storedBytes + finished.storedBytes, newNodes: finished.newNodes },
   }
 }
 
-async function* observed(plan: AsyncIterable<PlannedRun>, pull: DiskPull): AsyncGenerator<PlannedRun> {
+function basisOf({ parent, isAudit }: DiskPull): PlanBasis {
+  if (parent === undefined) return { kind: 'none' }
+  return { kind: isAudit ? 'audit' : 'inherit', parentSize: parent.geometry.size }
+}
+
+function add(sum: Comparison, more: Comparison): void {
+  sum.compared += more.compared
+  sum.missed += more.missed
+}
+
+async function* observed(
+  plan: AsyncIterable<PlannedRun>,
+  pull: DiskPull,
+  canaries: IndexSample,
+): AsyncGenerator<PlannedRun> {
   for await (const run of plan) {
     pull.onPlanned(run)
+    if (run.kind === 'inherit') canaries.add(run.first, run.count)
     yield run
   }
 }

@@ -6,8 +6,8 @@ import type { BackupSessionPort, ExportedDisk, ScratchPlace } from '../libvirt/s
 import type { PlannedRun } from '../model/chunk-plan.js'
 import { planPull, type BaseHealth, type PlannedDisk, type PullPlan } from '../model/pull-plan.js'
 import type { DomainRef, PointBlob, PointDisk, RecoveryPoint } from '../model/recovery-point.js'
-import type { PointDraft, PullJournal, Run } from '../store/store-types.js'
-import { BATCH_BYTES, pullDisk } from './pull-disk.js'
+import type { PointDraft, PullJournal, Run, TreeSide } from '../store/store-types.js'
+import { BATCH_BYTES, type PulledDisk, pullDisk } from './pull-disk.js'
 import type { DomainSurvey, PullPorts, PullRequest, RunPlaces } from './pull-ports.js'
 
 /** Disks of one domain that are read at the same time. */
@@ -16,6 +16,10 @@ const DISKS_AT_ONCE = 4
 const POOL_BUFFERS = 8
 /** Checkpoints of this many newest points are kept: the newest is the base, the one before it the way back. */
 const CHECKPOINTS_KEPT = 2
+/** Chunks per disk and pull that the dirty bitmap calls clean and that are read all the same. */
+const CANARIES = 256
+/** Tag of a point whose W_BITMAP somebody has seen to. */
+export const BITMAP_ACKNOWLEDGED = 'bitmap-acknowledged'
 
 export interface PullResult {
   readonly point: RecoveryPoint
@@ -68,7 +72,9 @@ export class PullJob {
     const survey = await hypervisor.survey(domain, signal)
     const latest = await store.points.latest(domain.uuid)
     const health = await this.#baseHealth(domain, latest)
-    const plan = planPull(domain, survey.disks, request.wish, latest, health)
+    const suspicion = await this.#suspicion(latest)
+    const wish = suspicion === undefined ? request.wish : { ...request.wish, mode: 'full' as const }
+    const plan = planPull(domain, survey.disks, wish, latest, health)
     const places = hypervisor.namePlaces(
       checkpointPrefix(store.id),
       plan.disks.map(({ target }) => target),
@@ -100,17 +106,24 @@ export class PullJob {
     await using draft = await store.draft(run)
 
     const untilFailure = AbortSignal.any([signal, session.failure])
-    const pulled = await this.#pullDisks({ domain, plan, session, draft, latest }, untilFailure)
+    const { disks, findings } = await this.#pullDisks({ domain, plan, session, draft, latest }, untilFailure)
     await session.end()
 
     progress.report({ kind: 'phase', subject: domain.name, phase: 'commit' })
-    const warnings = [...recovered, ...survey.warnings, ...plan.warnings, ...session.warnings]
+    const warnings = [
+      ...recovered,
+      ...survey.warnings,
+      ...(suspicion === undefined ? [] : [suspicion]),
+      ...plan.warnings,
+      ...session.warnings,
+      ...findings,
+    ]
     const point = await draft.commit({
       domain,
       time: session.time,
-      mode: pulled.some(({ mode }) => mode === 'incremental') ? 'incremental' : 'full',
+      mode: disks.some(({ mode }) => mode === 'incremental') ? 'incremental' : 'full',
       consistency: session.consistency,
-      disks: pulled,
+      disks,
       skipped: plan.skipped,
       blobs: await storeFiles(draft, survey),
       checkpoint: session.checkpoint,
@@ -130,58 +143,82 @@ export class PullJob {
   async #pullDisks(
     { domain, plan, session, draft, latest }: DisksToPull,
     signal: AbortSignal,
-  ): Promise<readonly PointDisk[]> {
+  ): Promise<{ readonly disks: readonly PointDisk[]; readonly findings: readonly Warning[] }> {
     const { store, progress } = this.#ports
     const pool = new BufferPool(POOL_BUFFERS, Math.max(BATCH_BYTES, store.chunkSize))
     const disks = new Map<string, PointDisk>()
+    const findings: Warning[] = []
     await forEachLimited(session.disks, DISKS_AT_ONCE, async exported => {
-      const planned = plan.disks.find(({ target }) => target === exported.target)
+      const { target, size } = exported
+      const planned = plan.disks.find(disk => disk.target === target)
       invariant(planned !== undefined, 'libvirt exports only what was asked for')
-      const geometry = { size: exported.size, chunkSize: store.chunkSize }
-      const parent = parentOf(exported, latest, store.chunkSize)
+      const geometry = { size, chunkSize: store.chunkSize }
       const seen = { totalBytes: 0, doneBytes: 0, newBytes: 0 }
-      const show = () => progress.report({ kind: 'disk', subject: domain.name, target: exported.target, ...seen })
+      const show = () => progress.report({ kind: 'disk', subject: domain.name, target, ...seen })
 
       await using source = await this.#ports.openExport(session.address, exported, signal)
-      if (source.size !== exported.size) {
-        throw new BackupError(
-          'E_NBD_PROTOCOL',
-          `${exported.target}: the export has ${source.size} bytes, the disk ${exported.size}`,
-        )
+      if (source.size !== size) {
+        throw new BackupError('E_NBD_PROTOCOL', `${target}: the export has ${source.size} bytes, the disk ${size}`)
       }
-      const { root, statistics } = await pullDisk(
-        {
-          source,
-          geometry,
-          parent,
-          draft,
-          pool,
-          onPlanned: (run: PlannedRun) => {
-            if (run.kind === 'read') seen.totalBytes += bytesOf(run, geometry)
-            show()
+      const pull = async (parent: TreeSide | undefined, isAudit: boolean) =>
+        await pullDisk(
+          {
+            source,
+            geometry,
+            parent,
+            isAudit,
+            canaries: { count: CANARIES, random: this.#ports.random },
+            store,
+            draft,
+            pool,
+            onPlanned: run => {
+              if (run.kind === 'read') seen.totalBytes += bytesOf(run, geometry)
+              show()
+            },
+            onProgress: ({ readBytes, newBytes }) => {
+              seen.doneBytes += readBytes
+              seen.newBytes += newBytes
+              show()
+            },
           },
-          onProgress: ({ readBytes, newBytes }) => {
-            seen.doneBytes += readBytes
-            seen.newBytes += newBytes
-            show()
-          },
-        },
-        signal,
-      )
-      disks.set(exported.target, {
-        target: exported.target,
-        size: exported.size,
-        root,
-        mode: parent === undefined ? 'full' : 'incremental',
-        source: planned.source,
-        statistics,
-      })
+          signal,
+        )
+
+      const parent = parentOf(exported, latest, store.chunkSize)
+      const isAudit = parent !== undefined && planned.isAudit
+      let result = await pull(parent, isAudit)
+      let isIncremental = parent !== undefined && !isAudit
+      if (result.missed > 0) findings.push(bitmapWarning(target, result, isAudit))
+      if (result.missed > 0 && isIncremental) {
+        result = await pull(undefined, false)
+        isIncremental = false
+      }
+      const { root, statistics } = result
+      const mode = isIncremental ? 'incremental' : 'full'
+      disks.set(target, { target, size, root, mode, source: planned.source, statistics })
     })
-    return plan.disks.map(({ target }) => {
+    const inOrder = plan.disks.map(({ target }) => {
       const disk = disks.get(target)
       invariant(disk !== undefined, 'every planned disk was exported')
       return disk
     })
+    return { disks: inOrder, findings }
+  }
+
+  /**
+   * Whether a dirty bitmap of this domain was caught missing writes, and nobody
+   * has acknowledged it: nothing is inherited until then.
+   */
+  async #suspicion(latest: RecoveryPoint | undefined): Promise<Warning | undefined> {
+    if (latest?.warnings.some(({ code }) => code === 'W_BITMAP') !== true) return undefined
+    if ((await this.#ports.store.points.notes(latest)).tags.includes(BITMAP_ACKNOWLEDGED)) return undefined
+    const point = `@${latest.id.slice(0, 7)}`
+    return {
+      code: 'W_BITMAP',
+      message:
+        `the dirty bitmap was wrong at ${point} or before, so everything is read until somebody has looked into it ` +
+        `and says so:   virtvault tag ${point} +${BITMAP_ACKNOWLEDGED}`,
+    }
   }
 
   /**
@@ -269,6 +306,17 @@ function scratchOf(places: RunPlaces, disk: PlannedDisk): ScratchPlace {
   const place = places.scratch.get(disk.target)
   invariant(place !== undefined, 'every disk has a place for its scratch')
   return place
+}
+
+function bitmapWarning(target: string, { compared, missed }: PulledDisk, isAudit: boolean): Warning {
+  return {
+    code: 'W_BITMAP',
+    message:
+      `${target}: ${missed} of ${compared} chunks that the dirty bitmap calls unchanged have changed: something ` +
+      'writes to the image past QEMU, or its bitmap is broken. ' +
+      (isAudit ? 'This point has all of them' : 'Everything was read instead') +
+      '; earlier incremental points of this disk may lack such changes',
+  }
 }
 
 function bytesOf(run: PlannedRun, geometry: { readonly size: number; readonly chunkSize: number }): number {

@@ -23,6 +23,8 @@ export interface PullPorts {
   openExport(address: NbdAddress, disk: ExportedDisk, signal: AbortSignal): Promise<DiskExport & AsyncDisposable>
   startGuardian(): Promise<GuardianPort>
   readonly clock: Clock
+  /** In [0, 1). Chooses which clean chunks are read again. */
+  readonly random: () => number
   readonly progress: Progress
   readonly toolVersion: string
 }

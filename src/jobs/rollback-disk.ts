@@ -1,5 +1,5 @@
 import type { ImageWriter } from '../image/image-writer.js'
-import { planChunks } from '../model/chunk-plan.js'
+import { type PlanBasis, planChunks } from '../model/chunk-plan.js'
 import { chunkCount, type TreeRun } from '../model/disk-tree.js'
 import type { Extent } from '../model/extent.js'
 import type { StorePort, TreeDifference, TreeSide } from '../store/store-types.js'
@@ -161,7 +161,9 @@ async function* dirtyChunks(
   { wanted, present }: Omit<DiskRollback, 'image' | 'onProgress'>,
   signal: AbortSignal,
 ): AsyncGenerator<TreeDifference> {
-  for await (const run of planChunks(present.extents(signal), wanted.geometry, present.base?.geometry.size)) {
+  const basis: PlanBasis =
+    present.base === undefined ? { kind: 'none' } : { kind: 'inherit', parentSize: present.base.geometry.size }
+  for await (const run of planChunks(present.extents(signal), wanted.geometry, basis)) {
     if (run.kind !== 'inherit') yield { first: run.first, count: run.count }
   }
 }

@@ -8,7 +8,17 @@ export interface PlannedRun {
   readonly kind: 'read' | 'zero' | 'hole' | 'inherit'
   readonly first: number
   readonly count: number
+  /** The dirty bitmap says that these chunks are as in the parent; known and of use only in an audit. */
+  readonly clean?: true
 }
+
+/**
+ * What a plan may build on. none: every chunk is taken from the export,
+ * whatever the extents call clean (I7). inherit: clean chunks come from the
+ * parent. audit: every chunk is taken from the export, and those that should
+ * be as in the parent are marked, so that it can be checked.
+ */
+export type PlanBasis = { readonly kind: 'none' } | { readonly kind: 'inherit' | 'audit'; readonly parentSize: number }
 
 /**
  * Turns extents, which must cover the disk in ascending order without gaps,
@@ -22,18 +32,18 @@ export interface PlannedRun {
  * A chunk with a dirty part is taken whole: the export shows clean parts too.
  * Dirty and zero is an explicit zero; skipping it would resurrect old bytes.
  *
- * `parentSize` is the size of the disk that clean chunks are inherited from. A
- * chunk cut short by the end of either disk is another chunk than its
- * namesake, so that one is treated as dirty; what lies beyond the parent is a
- * hole in the parent's tree, which is what a grown disk shows until written.
+ * The parent's size matters because a chunk cut short by the end of either
+ * disk is another chunk than its namesake, so that one is treated as dirty;
+ * what lies beyond the parent is a hole in the parent's tree, which is what a
+ * grown disk shows until written.
  */
 export async function* planChunks(
   extents: AsyncIterable<Extent>,
   geometry: DiskGeometry,
-  parentSize: number | undefined,
+  basis: PlanBasis,
 ): AsyncGenerator<PlannedRun> {
   const { size, chunkSize } = geometry
-  const cut = cutChunk(size, parentSize, chunkSize)
+  const cut = basis.kind === 'none' ? -1 : cutChunk(size, basis.parentSize, chunkSize)
   const runs = new RunMerger()
   let position = 0
   let open: ChunkState | undefined
@@ -49,7 +59,7 @@ export async function* planChunks(
       const chunkEnd = Math.min(chunkStart + chunkSize, size)
       const whole = Math.floor(end / chunkSize) - index
       if (open === undefined && position === chunkStart && whole > 0 && !(index <= cut && cut < index + whole)) {
-        yield* runs.add(kindOf({ ...extent }), index, whole)
+        yield* runs.add(planned(extent, basis), index, whole)
         position = (index + whole) * chunkSize
         continue
       }
@@ -61,7 +71,7 @@ export async function* planChunks(
       }
       position = Math.min(end, chunkEnd)
       if (position === chunkEnd) {
-        yield* runs.add(kindOf(open), index, 1)
+        yield* runs.add(planned(open, basis), index, 1)
         open = undefined
       }
     }
@@ -76,15 +86,18 @@ interface ChunkState {
   readonly hole: boolean
 }
 
-function kindOf(state: ChunkState): PlannedRun['kind'] {
-  if (!state.dirty) return 'inherit'
-  if (!state.zero) return 'read'
-  return state.hole ? 'hole' : 'zero'
+type Planned = Omit<PlannedRun, 'first' | 'count'>
+
+function planned(state: ChunkState, basis: PlanBasis): Planned {
+  const isClean = !state.dirty && basis.kind !== 'none'
+  if (isClean && basis.kind === 'inherit') return { kind: 'inherit' }
+  const kind = !state.zero ? 'read' : state.hole ? 'hole' : 'zero'
+  return isClean ? { kind, clean: true } : { kind }
 }
 
 /** Index of the chunk that only one of the two disks has in full, or -1. */
-function cutChunk(size: number, parentSize: number | undefined, chunkSize: number): number {
-  if (parentSize === undefined || parentSize === size) return -1
+function cutChunk(size: number, parentSize: number, chunkSize: number): number {
+  if (parentSize === size) return -1
   const shorter = Math.min(size, parentSize)
   return shorter % chunkSize === 0 ? -1 : Math.floor(shorter / chunkSize)
 }
@@ -93,13 +106,14 @@ function cutChunk(size: number, parentSize: number | undefined, chunkSize: numbe
 class RunMerger {
   #last: PlannedRun | undefined;
 
-  *add(kind: PlannedRun['kind'], first: number, count: number): Generator<PlannedRun> {
-    if (this.#last?.kind === kind) {
-      this.#last = { kind, first: this.#last.first, count: this.#last.count + count }
+  *add(planned: Planned, first: number, count: number): Generator<PlannedRun> {
+    const last = this.#last
+    if (last !== undefined && last.kind === planned.kind && last.clean === planned.clean) {
+      this.#last = { ...last, count: last.count + count }
       return
     }
     yield* this.flush()
-    this.#last = { kind, first, count }
+    this.#last = { ...planned, first, count }
   }
 
   *flush(): Generator<PlannedRun> {
@@ -142,7 +156,7 @@ export async function* batchPlan(
     let { first, count } = run
     while (count > 0) {
       const take = run.kind === 'read' ? Math.min(count, perBatch - chunks) : count
-      items.push({ kind: run.kind, first, count: take })
+      items.push({ ...run, first, count: take })
       if (run.kind === 'read') {
         chunks += take
         bytes += Math.min((first + take) * geometry.chunkSize, geometry.size) - first * geometry.chunkSize

@@ -15,7 +15,7 @@ export interface SurveyedDisk {
 }
 
 export interface PullWish {
-  /** auto: what is possible. full: read everything. incremental: refuse to read a whole disk that had a base. */
+  /** auto: what is possible. full: read everything, and check the dirty bitmap by it. incremental: refuse to read a whole disk that had a base. */
   readonly mode: 'auto' | 'full' | 'incremental'
   /** Targets to back up; empty for all. */
   readonly only: readonly string[]
@@ -33,6 +33,8 @@ export interface PlannedDisk {
   readonly source: DiskSource
   /** Checkpoint to start from; undefined reads everything. */
   readonly base: string | undefined
+  /** Reads everything although there is a base, to find out what its dirty bitmap has missed. */
+  readonly isAudit: boolean
   /** Takes part in the new checkpoint. */
   readonly tracked: boolean
 }
@@ -72,10 +74,13 @@ export function planPull(
       if (left.surprising) warnings.push({ code: 'W_DISK_SKIPPED', message: `${disk.target}: ${left.reason}` })
       continue
     }
-    const { base, warning } = chooseBase(disk, wish, latest, health)
+    const { base, warning: reason } = chooseBase(disk, latest, health)
+    // Whoever asks for everything need not be told why everything is read.
+    const warning = wish.mode === 'full' ? undefined : reason
     if (warning !== undefined) warnings.push(warning)
     if (warning?.code === 'W_CHAIN' || warning?.code === 'W_DISK_CHANGED') broken.push(warning.message)
-    disks.push({ target: disk.target, source: disk.source, base, tracked: disk.ability === 'incremental' })
+    const isAudit = base !== undefined && wish.mode === 'full'
+    disks.push({ target: disk.target, source: disk.source, base, isAudit, tracked: disk.ability === 'incremental' })
   }
 
   if (disks.length === 0) {
@@ -113,7 +118,6 @@ function leftOut(disk: SurveyedDisk, wish: PullWish): { reason: string; surprisi
 
 function chooseBase(
   disk: SurveyedDisk,
-  wish: PullWish,
   latest: RecoveryPoint | undefined,
   health: BaseHealth,
 ): { base: string | undefined; warning: Warning | undefined } {
@@ -121,9 +125,8 @@ function chooseBase(
     base: undefined,
     warning: { code, message: `${disk.target}: ${why}: reading everything, storing only what changed` },
   })
-  const quietFull = { base: undefined, warning: undefined }
 
-  if (latest === undefined || wish.mode === 'full') return quietFull
+  if (latest === undefined) return { base: undefined, warning: undefined }
   if (disk.ability === 'full-only') {
     return { base: undefined, warning: { code: 'W_FULL_ONLY', message: `${disk.target}: ${disk.reason ?? ''}` } }
   }

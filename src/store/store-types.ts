@@ -27,6 +27,12 @@ export interface StorePort extends AsyncDisposable {
   /** Walks a disk tree in disk order. Rejects with E_DAMAGED where a node is missing or wrong. Loads nodes lazily. */
   walkTree(root: TreeRoot, geometry: DiskGeometry, from?: number): AsyncIterable<TreeRun>
 
+  /** What a tree says of single chunks; `indexes` ascend. Rejects with E_DAMAGED. */
+  chunkIdsAt(side: TreeSide, indexes: Float64Array): Promise<ChunkIds>
+
+  /** Names pieces of `bytes` (pairs offset, length in `spans`) as storing them would, and stores nothing. */
+  identify(bytes: Uint8Array, spans: Uint32Array): Promise<ChunkIds>
+
   /** Bytes of the chunks that only one of two trees has, by walking just what differs. */
   diffTrees(a: TreeSide, b: TreeSide): AsyncIterable<TreeDifference>
 
@@ -34,6 +40,12 @@ export interface StorePort extends AsyncDisposable {
 
   /** Rejects with E_DAMAGED. */
   readBlob(blob: PointBlob): Promise<Uint8Array>
+}
+
+/** 32 bytes per chunk in `ids`; zeroes where `zero` is set: it reads as zeros. */
+export interface ChunkIds {
+  readonly ids: Uint8Array
+  readonly zero: Uint8Array
 }
 
 export interface TreeSide {

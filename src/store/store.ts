@@ -37,7 +37,8 @@ import { PackReader } from './pack-reader.js'
 import { Points } from './points.js'
 import { LeasedRun, Runs } from './runs.js'
 import { SharedProvider } from './shared-provider.js'
-import type { ChunkSource, PointDraft, Run, StorePort, TreeDifference, TreeSide } from './store-types.js'
+import type { ChunkIds, ChunkSource, PointDraft, Run, StorePort, TreeDifference, TreeSide } from './store-types.js'
+import { lookUpChunks } from './tree-lookup.js'
 import { diffTrees, walkTree } from './tree-walk.js'
 
 const DEFAULT_CHUNK_BYTES = 64 * 1024
@@ -213,6 +214,14 @@ export class Store implements StorePort {
         level: this.#file.level,
       },
     })
+  }
+
+  chunkIdsAt(side: TreeSide, indexes: Float64Array): Promise<ChunkIds> {
+    return lookUpChunks(this.#nodes, side, indexes)
+  }
+
+  identify(bytes: Uint8Array, spans: Uint32Array): Promise<ChunkIds> {
+    return native().hashChunks(bytes, spans, { kind: RECORD_KIND.chunk, key: this.#keys.idKey })
   }
 
   walkTree(root: TreeRoot, geometry: DiskGeometry, from?: number): AsyncIterable<TreeRun> {

@@ -50,6 +50,7 @@ export class LabPuller implements AsyncDisposable {
         ),
       startGuardian: () => startGuardian({ uri: hypervisor.uri }),
       clock: systemClock,
+      random: Math.random,
       progress: SILENT_PROGRESS,
       toolVersion: 'test',
       ...overrides,

@@ -2,7 +2,7 @@ import fc from 'fast-check'
 import t from 'tap'
 
 import { BufferPool } from '../../src/base/buffer-pool.js'
-import { BATCH_BYTES, pullDisk } from '../../src/jobs/pull-disk.js'
+import { BATCH_BYTES, type DiskPull, pullDisk } from '../../src/jobs/pull-disk.js'
 import type { DiskGeometry } from '../../src/model/disk-tree.js'
 import { chunkLength } from '../../src/model/disk-tree.js'
 import type { TreeRoot } from '../../src/model/recovery-point.js'
@@ -36,11 +36,26 @@ async function withDraft<T>(store: Store, work: (draft: PointDraft) => Promise<T
   return result
 }
 
-async function pull(store: Store, source: FakeExport, parent: TreeSide | undefined) {
+async function pull(store: Store, source: FakeExport, parent: TreeSide | undefined, options: Partial<DiskPull> = {}) {
   const pool = new BufferPool(4, BATCH_BYTES)
   const geometry = { size: source.size, chunkSize: CHUNK }
   return await withDraft(store, draft =>
-    pullDisk({ source, geometry, parent, draft, pool, onProgress: () => {}, onPlanned: () => {} }, never),
+    pullDisk(
+      {
+        source,
+        geometry,
+        parent,
+        isAudit: false,
+        canaries: { count: 0, random: Math.random },
+        store,
+        draft,
+        pool,
+        onProgress: () => {},
+        onPlanned: () => {},
+        ...options,
+      },
+      never,
+    ),
   )
 }
 
@@ -131,4 +146,58 @@ t.test('a read error leaves no buffer in use and no point', async t => {
   await t.rejects(pull(store, source, undefined), /the disk is gone/)
 
   t.strictSame(await store.points.list(), [])
+})
+
+/** Three chunks change, and one of them behind the bitmap's back. */
+async function missedWrite(store: Store, options: Partial<DiskPull>) {
+  const source = new FakeExport(Buffer.alloc(100 * CHUNK + 5))
+  source.write(0, fill(40 * CHUNK, 13))
+  const first = await pull(store, source, undefined)
+  const parent = { root: first.root, geometry: { size: source.size, chunkSize: CHUNK } }
+  source.checkpoint()
+  source.write(3 * CHUNK, Buffer.from('seen'))
+  source.bytes.write('unseen', 20 * CHUNK)
+  source.bytes.fill(0, 30 * CHUNK, 31 * CHUNK)
+  return { source, result: await pull(store, source, parent, options) }
+}
+
+t.test('canaries on all clean chunks find each that the bitmap missed', async t => {
+  const path = `${t.testdir()}/store`
+  await Store.init(path)
+  await using store = await Store.open(path)
+
+  const { result } = await missedWrite(store, { canaries: { count: 1000, random: Math.random } })
+
+  t.match(result, { compared: 100, missed: 2 })
+})
+
+t.test('an audit counts what the bitmap missed, and its tree has it', async t => {
+  const path = `${t.testdir()}/store`
+  await Store.init(path)
+  await using store = await Store.open(path)
+
+  const { source, result } = await missedWrite(store, { isAudit: true })
+
+  t.match(result, { compared: 100, missed: 2 })
+  const restored = await readBack(store, result.root, { size: source.size, chunkSize: CHUNK })
+  t.ok(restored.equals(source.bytes))
+})
+
+t.test('a right bitmap passes canaries and audit', async t => {
+  const path = `${t.testdir()}/store`
+  await Store.init(path)
+  await using store = await Store.open(path)
+  const source = new FakeExport(fill(50 * CHUNK + 700, 5))
+  const first = await pull(store, source, undefined)
+  const parent = { root: first.root, geometry: { size: source.size, chunkSize: CHUNK } }
+  source.checkpoint()
+  source.resize(60 * CHUNK)
+  source.write(10 * CHUNK, Buffer.alloc(2 * CHUNK))
+
+  const sampled = await pull(store, source, parent, { canaries: { count: 1000, random: Math.random } })
+  const audited = await pull(store, source, parent, { isAudit: true })
+
+  t.equal(sampled.missed, 0)
+  t.equal(audited.missed, 0)
+  t.strictSame(sampled.root, audited.root)
 })

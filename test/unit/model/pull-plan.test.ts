@@ -110,7 +110,14 @@ for (const [what, before, now, changed] of CHANGES) {
 t.test('mode full reads everything and is no degradation', async t => {
   const plan = planPull(DOMAIN, [disk('vda')], { ...AUTO, mode: 'full' }, point(['vda']), sound('vda'))
 
-  t.equal(plan.disks[0]?.base, undefined)
+  t.match(plan.disks, [{ base: 'virtvault-1-2', isAudit: true }], 'the bitmap is checked by it')
+  t.strictSame(plan.warnings, [])
+})
+
+t.test('mode full without a sound checkpoint reads everything and checks nothing', async t => {
+  const plan = planPull(DOMAIN, [disk('vda')], { ...AUTO, mode: 'full' }, point(['vda']), sound())
+
+  t.match(plan.disks, [{ base: undefined, isAudit: false }])
   t.strictSame(plan.warnings, [])
 })
 
