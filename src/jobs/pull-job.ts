@@ -1,6 +1,6 @@
 import { forEachLimited } from '../base/async.js'
 import { BufferPool } from '../base/buffer-pool.js'
-import { BackupError, messageOf, type Warning } from '../base/errors.js'
+import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
 import type { BackupSessionPort, ExportedDisk, ScratchPlace } from '../libvirt/session-types.js'
 import type { PlannedRun } from '../model/chunk-plan.js'
@@ -70,7 +70,7 @@ export class PullJob {
     const { domain } = request
     const started = clock.monotonic()
     const survey = await hypervisor.survey(domain, signal)
-    const latest = await store.points.latest(domain.uuid)
+    const { latest, unreadable } = await this.#latestPoint(domain)
     const health = await this.#baseHealth(domain, latest)
     const suspicion = await this.#suspicion(latest)
     const wish = suspicion === undefined ? request.wish : { ...request.wish, mode: 'full' as const }
@@ -113,6 +113,7 @@ export class PullJob {
     const warnings = [
       ...recovered,
       ...survey.warnings,
+      ...unreadable,
       ...(suspicion === undefined ? [] : [suspicion]),
       ...plan.warnings,
       ...session.warnings,
@@ -186,8 +187,14 @@ export class PullJob {
 
       const parent = parentOf(exported, latest, store.chunkSize)
       const isAudit = parent !== undefined && planned.isAudit
-      let result = await pull(parent, isAudit)
       let isIncremental = parent !== undefined && !isAudit
+      let result = await pull(parent, isAudit).catch((error: unknown) => {
+        // What the parent's tree lost is in the domain still.
+        if (parent === undefined || errorCodeOf(error) !== 'E_DAMAGED') throw error
+        findings.push(lostParentWarning(target, error))
+        isIncremental = false
+        return pull(undefined, false)
+      })
       if (result.missed > 0) findings.push(bitmapWarning(target, result, isAudit))
       if (result.missed > 0 && isIncremental) {
         result = await pull(undefined, false)
@@ -203,6 +210,30 @@ export class PullJob {
       return disk
     })
     return { disks: inOrder, findings }
+  }
+
+  /**
+   * The point to build on. A point file that cannot be read must not keep the
+   * domain from being backed up: it might be the newest, so nothing is built on.
+   */
+  async #latestPoint(domain: DomainRef): Promise<{ latest: RecoveryPoint | undefined; unreadable: Warning[] }> {
+    try {
+      return { latest: await this.#ports.store.points.latest(domain.uuid), unreadable: [] }
+    } catch (error) {
+      if (errorCodeOf(error) !== 'E_DAMAGED') throw error
+      const message = `a recovery point cannot be read, so everything is read: ${messageOf(error)}`
+      return { latest: undefined, unreadable: [{ code: 'W_CHAIN', message }] }
+    }
+  }
+
+  /** Names of runs that committed; undefined where that cannot be told. */
+  async #committedRuns(domain: DomainRef): Promise<ReadonlySet<string> | undefined> {
+    try {
+      return new Set((await this.#ports.store.points.list(domain.uuid)).map(({ runId }) => runId))
+    } catch (error) {
+      if (errorCodeOf(error) !== 'E_DAMAGED') throw error
+      return undefined
+    }
   }
 
   /**
@@ -230,7 +261,7 @@ export class PullJob {
     const { store, hypervisor } = this.#ports
     const dead = await store.runs.dead(domain.uuid)
     if (dead.length === 0) return []
-    const committed = new Set((await store.points.list(domain.uuid)).map(({ runId }) => runId))
+    const committed = await this.#committedRuns(domain)
     const warnings: Warning[] = []
     for (const run of dead) {
       if (run.journal !== undefined) {
@@ -241,7 +272,8 @@ export class PullJob {
           })
           continue
         }
-        await hypervisor.cleanUpAfter(run.journal, { keepCheckpoint: committed.has(run.id) })
+        // A checkpoint too many costs little, one too few a full read.
+        await hypervisor.cleanUpAfter(run.journal, { keepCheckpoint: committed?.has(run.id) ?? true })
         warnings.push({ code: 'W_RECOVERED', message: 'cleaned up after a run that had died' })
       }
       await run.remove()
@@ -316,6 +348,13 @@ function bitmapWarning(target: string, { compared, missed }: PulledDisk, isAudit
       'writes to the image past QEMU, or its bitmap is broken. ' +
       (isAudit ? 'This point has all of them' : 'Everything was read instead') +
       '; earlier incremental points of this disk may lack such changes',
+  }
+}
+
+function lostParentWarning(target: string, error: unknown): Warning {
+  return {
+    code: 'W_CHAIN',
+    message: `${target}: the store has lost a part of the last recovery point (${messageOf(error)}): everything was read`,
   }
 }
 

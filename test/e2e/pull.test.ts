@@ -1,4 +1,4 @@
-import { open } from 'node:fs/promises'
+import { open, readdir, stat, truncate } from 'node:fs/promises'
 
 import t from 'tap'
 
@@ -166,4 +166,33 @@ t.test('a domain that somebody else backs up is busy, and their job goes on', re
 
   t.match(await lab.virsh('domjobinfo', domain.uuid), /Backup/)
   await lab.virsh('domjobabort', domain.uuid)
+})
+
+t.test('a damaged point or tree makes the next pull full, not impossible', requires('lab'), async t => {
+  await using set = await setUp()
+  const { lab, puller } = set
+  const domain = await lab.domain({ name: 'db04', disks: [{ target: 'vda', size: 32 * MIB }] })
+  await domain.start()
+  await domain.write('vda', 0, 8 * MIB, { seed: 1 })
+  const { point } = await puller.pull(domain)
+  const packs = (await readdir(lab.path('store/packs'), { recursive: true })).filter(name => name.endsWith('.pack'))
+
+  // Nodes are in the smallest pack. What remains of it cannot be read.
+  const sizes = await Promise.all(packs.map(async name => (await stat(lab.path(`store/packs/${name}`))).size))
+  const meta = packs[sizes.indexOf(Math.min(...sizes))]!
+  await truncate(lab.path(`store/packs/${meta}`), 150)
+  await domain.write('vda', MIB, CHUNK, { seed: 2 })
+  const withoutTree = await puller.pull(domain)
+  await truncate(lab.path(`store/points/${domain.uuid}/${point.id}.point`), 100)
+  // Another process: this one has the point in memory.
+  await using reopened = await Store.open(lab.path('store'))
+  await using second = await LabPuller.open(lab, reopened)
+  const withoutPoint = await second.pull(domain)
+
+  t.equal(withoutTree.point.mode, 'full')
+  t.match(withoutTree.warnings, [{ code: 'W_CHAIN', message: /vda: the store has lost/ }])
+  t.equal(withoutPoint.point.mode, 'full')
+  t.match(withoutPoint.warnings[0], { code: 'W_CHAIN', message: /cannot be read/ })
+  const reference = await domain.referenceImage('vda', 'a')
+  t.equal(await difference(lab, reopened, withoutPoint.point, 'vda', reference), undefined)
 })
