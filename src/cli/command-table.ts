@@ -81,6 +81,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/release.js'),
   },
   {
+    id: 'gc',
+    group: 'KEEPING',
+    summary: 'Free what no recovery point needs any more',
+    load: () => import('../commands/gc.js'),
+  },
+  {
     id: 'init',
     group: 'SET UP',
     summary: 'Create a store',

@@ -10,7 +10,12 @@ import type { DomainRef } from '../model/recovery-point.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { PullHost } from '../libvirt/pull-host.js'
 import type { KeyRing } from '../store/key-ring.js'
+import type { Store } from '../store/store.js'
 import type { StorePort } from '../store/store-types.js'
+import { shortId } from '../model/point-ref.js'
+import { formatSize } from '../model/size.js'
+import type { GcJob } from '../jobs/gc-job.js'
+import type { Pin } from './gc-view.js'
 import { readPackageJson } from './package-json.js'
 import { secretEnvironment } from './secret-env.js'
 import type { Session } from './session.js'
@@ -44,7 +49,7 @@ export async function openStore(session: Session, preferred?: string): Promise<S
   return await openPlace(session, await findTarget(session, preferred))
 }
 
-async function openPlace(session: Session, place: TargetPlace): Promise<StorePort> {
+async function openPlace(session: Session, place: TargetPlace): Promise<Store> {
   const { Store } = await import('../store/store.js')
   const { isPassphraseGiven, storePassphrase } = await import('./passphrases.js')
   return await Store.open(place.path, {
@@ -52,6 +57,40 @@ async function openPlace(session: Session, place: TargetPlace): Promise<StorePor
     onNotice: warning => session.warn(warning),
     passphrase: { isExpected: isPassphraseGiven(place), ask: () => storePassphrase(session, place) },
   })
+}
+
+/** As openStore(), for those who maintain it. */
+export async function openWholeStore(session: Session): Promise<Store> {
+  return await openPlace(session, await findTarget(session))
+}
+
+export async function makeGcJob(session: Session, store: Store): Promise<GcJob> {
+  const { GcJob } = await import('../jobs/gc-job.js')
+  return new GcJob({
+    collector: store.collector(),
+    progress: session.progress,
+    clock: session.clock,
+    confirmMuch: plan =>
+      session.confirm(
+        `gc would free ${formatSize(plan.freedBytes)} of the ${formatSize(plan.storeBytes)} in this store.`,
+      ),
+  })
+}
+
+/** What each point holds alone, the largest first. */
+export async function pinsOf(store: Store, signal: AbortSignal): Promise<Pin[]> {
+  const points = await store.points.list()
+  const usage = await store.usage(
+    points.map((point, label) => ({ point, label })),
+    signal,
+  )
+  return points
+    .map((point, label) => ({
+      point: point.id,
+      name: `${point.domain.name}@${shortId(point.id)}`,
+      bytes: usage.alone.get(label)?.storedBytes ?? 0,
+    }))
+    .sort((a, b) => b.bytes - a.bytes)
 }
 
 export interface NewStore {

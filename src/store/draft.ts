@@ -7,6 +7,7 @@ import { type DiskGeometry, chunkCount } from '../model/disk-tree.js'
 import type { PointBlob, PointContents, RecoveryPoint } from '../model/recovery-point.js'
 import { native } from '../native/binding.js'
 import { blobGeometry, isOneRecord } from './blobs.js'
+import type { KnownDamage } from './damage-list.js'
 import type { IndexHolder } from './index-holder.js'
 import type { Locator } from './locator.js'
 import { type PackContents, indexBatchOf } from './pack-catalog.js'
@@ -32,6 +33,8 @@ export interface DraftOptions {
   readonly chunkSize: number
   /** Packs, in hex, that a gc is about to take away. */
   readonly condemned: ReadonlySet<string>
+  /** Copies that verify found damaged: they count as absent. */
+  readonly damage: KnownDamage
 }
 
 /** A recovery point in the making: what it stores is garbage until commit() has written the point file. */
@@ -148,10 +151,13 @@ export class Draft implements PointDraft {
       keys.push(key)
     }
     if (claimed.length === 0) return claimed
-    const places = await this.#options.locator.locate(gather(ids, undefined, claimed).ids)
+    const { locator, condemned, damage } = this.#options
+    const claimedIds = gather(ids, undefined, claimed).ids
+    const places = await locator.locate(claimedIds)
     return claimed.filter((_, at) => {
       const place = places[at]
-      if (place === undefined || !place.sealed || this.#options.condemned.has(place.pack)) return true
+      if (place === undefined || !place.sealed || condemned.has(place.pack)) return true
+      if (damage.hasCopy(place.pack, claimedIds.subarray(at * ID_BYTES, (at + 1) * ID_BYTES))) return true
       this.#reliedOn.add(place.pack)
       const key = keys[at]
       if (key !== undefined) this.#underWay.delete(key)

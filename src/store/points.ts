@@ -8,7 +8,7 @@ import { decodeNotes, encodeNotes } from '../format/notes.js'
 import { decodePoint, encodePoint, isDomainUuid } from '../format/point.js'
 import type { PointContents, PointNotes, RecoveryPoint } from '../model/recovery-point.js'
 import type { FileSeals } from './file-seals.js'
-import { notesKeyOf, pointKeyOf } from './layout.js'
+import { notesKeyOf, pointKeyOf, tombstoneKeyOf } from './layout.js'
 import type { ObjectStore } from './object-store.js'
 import type { PointCatalog } from './store-types.js'
 
@@ -22,6 +22,8 @@ export interface PointsOptions {
   /** 32 hex characters. */
   readonly storeId: string
   readonly random: RandomSource
+  /** Whether a gc is under way in some process. */
+  readonly isGcActive: () => Promise<boolean>
 }
 
 /** A point file that was found, readable or not. */
@@ -37,6 +39,7 @@ export class Points implements PointCatalog {
   readonly #seals: FileSeals
   readonly #storeId: string
   readonly #random: RandomSource
+  readonly #isGcActive: () => Promise<boolean>
   readonly #cache = new Map<string, RecoveryPoint>()
 
   constructor(options: PointsOptions) {
@@ -44,6 +47,7 @@ export class Points implements PointCatalog {
     this.#seals = options.seals
     this.#storeId = options.storeId
     this.#random = options.random
+    this.#isGcActive = options.isGcActive
   }
 
   async list(domainUuid?: string): Promise<RecoveryPoint[]> {
@@ -89,10 +93,34 @@ export class Points implements PointCatalog {
   }
 
   async remove(point: RecoveryPoint): Promise<void> {
+    // I8: a pull that began meanwhile may inherit from this point, and a gc that
+    // has not seen it may be about to list points for the last time.
+    if (await this.#isGcActive()) {
+      const key = tombstoneKeyOf(point.domain.uuid, point.id)
+      await this.#objects.replace(key, encodePoint(point, this.#seals.next()))
+    }
     // The commit goes first (I3, backwards); notes without a point mean nothing.
     await this.#objects.remove(pointKeyOf(point.domain.uuid, point.id))
     this.#cache.delete(pointKeyOf(point.domain.uuid, point.id))
     await this.#objects.remove(notesKeyOf(point.domain.uuid, point.id))
+  }
+
+  /** Points that were removed while a gc was under way. Rejects with E_DAMAGED. */
+  async removedMeanwhile(): Promise<RecoveryPoint[]> {
+    const removed: RecoveryPoint[] = []
+    for (const key of await this.#objects.list('points')) {
+      if (!key.endsWith('.gone')) continue
+      const bytes = await this.#objects.get(key)
+      if (bytes !== undefined) removed.push(decodePoint(bytes, this.#seals.expectation()))
+    }
+    return removed
+  }
+
+  /** For a gc that has just begun: what is removed from now on is kept for it once more. */
+  async forgetRemoved(): Promise<void> {
+    for (const key of await this.#objects.list('points')) {
+      if (key.endsWith('.gone')) await this.#objects.remove(key)
+    }
   }
 
   /**

@@ -16,6 +16,8 @@ const JOURNAL = '.journal'
 /** How long a commit waits for a gc's short exclusive moment. */
 const COMMIT_LOCK_TIMEOUT_MS = 120_000
 const LOCK_RETRY_MS = 50
+const GC_LOCK = 'gc.lock'
+const GC_LOCK_ATTEMPTS = 4
 
 export interface RunsOptions {
   readonly fs: DurableFs
@@ -104,6 +106,25 @@ export class Runs implements RunRegistry {
       if (this.#clock.monotonic() >= deadline) throw new BackupError('E_LOCKED', 'the commit lock is not let go')
       await this.#clock.sleep(LOCK_RETRY_MS)
     }
+  }
+
+  /** One gc at a time; rejects with E_LOCKED while another runs. The lock dies with the process. */
+  async lockGc(): Promise<AsyncDisposable> {
+    // Whoever only looks (isGcActive) holds it for a moment.
+    for (let attempt = 0; attempt < GC_LOCK_ATTEMPTS; attempt++) {
+      const lock = await this.#fs.lock(join(this.#locks, GC_LOCK), 'exclusive')
+      if (lock !== undefined) return lock
+      await this.#clock.sleep(LOCK_RETRY_MS)
+    }
+    throw new BackupError('E_LOCKED', 'another gc is at work on this store', {
+      hints: ['Wait for it; nothing needs unlocking, the lock ends with that process.'],
+    })
+  }
+
+  /** Whether a gc holds its lock right now. */
+  async isGcActive(): Promise<boolean> {
+    await using lock = await this.#fs.lock(join(this.#locks, GC_LOCK), 'shared')
+    return lock === undefined
   }
 
   async #ids(ending: string): Promise<string[]> {

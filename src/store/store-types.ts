@@ -1,3 +1,4 @@
+import type { StoreUse } from '../model/gc-plan.js'
 import type { DiskGeometry, TreeRun } from '../model/disk-tree.js'
 import type { PullJournal } from '../model/pull-journal.js'
 import type { PointBlob, PointContents, PointNotes, RecoveryPoint, TreeRoot } from '../model/recovery-point.js'
@@ -144,4 +145,68 @@ export interface TreeDraft {
   putRun(first: number, count: number, kind: 'hole' | 'zero'): Promise<void>
   /** The new root; equal to the parent's where nothing changed (then no node was stored). */
   finish(): Promise<{ readonly root: TreeRoot; readonly newNodes: number; readonly storedBytes: number }>
+}
+
+/** The steps of a gc, in the order in which gc-job.ts takes them. */
+export interface CollectorPort {
+  /** One gc at a time; rejects with E_LOCKED while another runs. */
+  lock(): Promise<AsyncDisposable>
+  /** Under the lock: ends what a gc that died had begun, and forgets runs that died without leaving work. */
+  tidy(signal: AbortSignal): Promise<void>
+  /**
+   * Lists points and packs, and finds what the points reach. Changes nothing.
+   * Rejects with E_DAMAGED, E_IO where anything cannot be read: then nothing may be deleted.
+   */
+  survey(signal: AbortSignal): Promise<GcSurvey>
+  /** Publishes, durably, what is about to go: a draft that begins from now on does without it. */
+  condemn(packIds: readonly string[]): Promise<void>
+  /** Takes the publication back. */
+  pardon(): Promise<void>
+  /** Ids of the runs that hold a lease now. */
+  liveRuns(): Promise<string[]>
+}
+
+export interface GcSurvey extends AsyncDisposable {
+  readonly use: StoreUse
+  /**
+   * Lists the points once more and adds what those reach that came since:
+   * after every run that held a lease at the publication has ended. `use` is
+   * then the truth for all that was condemned.
+   */
+  relist(signal: AbortSignal): Promise<void>
+  /** Deletes and rewrites. Rejects with E_INTERRUPTED, E_NO_SPACE, E_IO; what is needed is in place at any moment. */
+  sweep(work: SweepWork, signal: AbortSignal): Promise<Swept>
+}
+
+/** Ids of packs. */
+export interface SweepWork {
+  readonly dead: readonly string[]
+  readonly rewritten: readonly string[]
+  /** Called after each pack that is gone. */
+  onSwept(packId: string): void
+}
+
+/** Bytes. */
+export interface Swept {
+  readonly deletedPacks: number
+  readonly deletedBytes: number
+  /** Of packs that were made for what was still needed. */
+  readonly writtenBytes: number
+  /** Packs that were to be rewritten and stay: a record in them that is needed cannot be read. */
+  readonly damagedPacks: readonly string[]
+}
+
+/** Bytes. */
+export interface StoreUsage {
+  /** By label: what nothing with another label reaches, so what deleting all of that label would free. */
+  readonly alone: ReadonlyMap<number, { readonly storedBytes: number; readonly plainBytes: number }>
+  /** Of everything reached: in packs, as plain bytes once, and as often as it is named. */
+  readonly storedBytes: number
+  readonly plainBytes: number
+  readonly referencedBytes: number
+  readonly records: number
+  /** Of all pack files, garbage included. */
+  readonly packBytes: number
+  /** Ids that no pack has. */
+  readonly missing: number
 }

@@ -22,6 +22,8 @@ import { type DiskGeometry, type TreeRun, chunkLength } from '../model/disk-tree
 import type { PointBlob, TreeRoot } from '../model/recovery-point.js'
 import { native } from '../native/binding.js'
 import { blobGeometry, isOneRecord } from './blobs.js'
+import { Collector } from './collector.js'
+import { DamageList } from './damage-list.js'
 import { Draft } from './draft.js'
 import { type PassphraseSource, encryptStore, unlockStore } from './encryption.js'
 import { FileSeals } from './file-seals.js'
@@ -34,12 +36,24 @@ import { NodeReader } from './node-reader.js'
 import type { ObjectStore } from './object-store.js'
 import { PackCatalog } from './pack-catalog.js'
 import { PackReader } from './pack-reader.js'
+import type { PackWriterOptions } from './pack-writer.js'
 import { Points } from './points.js'
 import { LeasedRun, Runs } from './runs.js'
+import type { Root } from './reachability.js'
 import { SharedProvider } from './shared-provider.js'
-import type { ChunkIds, ChunkSource, PointDraft, Run, StorePort, TreeDifference, TreeSide } from './store-types.js'
+import type {
+  ChunkIds,
+  ChunkSource,
+  PointDraft,
+  Run,
+  StorePort,
+  StoreUsage,
+  TreeDifference,
+  TreeSide,
+} from './store-types.js'
 import { lookUpChunks } from './tree-lookup.js'
 import { diffTrees, walkTree } from './tree-walk.js'
+import { measureUsage } from './usage.js'
 
 const DEFAULT_CHUNK_BYTES = 64 * 1024
 const DEFAULT_LEVEL = 1
@@ -54,7 +68,7 @@ export interface StoreParts {
   readonly index: IndexProvider
   /** Degradations that do not stop anything: an index rebuilt, a place that cannot be written. */
   readonly onNotice: (warning: Warning) => void
-  readonly passphrase: PassphraseSource | undefined
+  readonly passphrase: PassphraseSource
 }
 
 export interface InitOptions extends Partial<StoreParts> {
@@ -91,6 +105,7 @@ export class Store implements StorePort {
   readonly packs: PackCatalog
   readonly index: IndexHolder
   readonly objects: ObjectStore
+  readonly damage: DamageList
   readonly #file: StoreFile
   readonly #keys: StoreKeys
   readonly #random: RandomSource
@@ -107,8 +122,10 @@ export class Store implements StorePort {
     this.encrypted = keys.idKey !== undefined
     this.objects = new LocalObjects({ fs, root: location, random })
     const seals = new FileSeals({ keys, storeId: file.id, random })
-    this.points = new Points({ objects: this.objects, storeId: file.id, random, seals })
     this.runs = new Runs({ fs, root: location, clock: parts.clock, random, seals })
+    const isGcActive = () => this.runs.isGcActive()
+    this.points = new Points({ objects: this.objects, storeId: file.id, random, seals, isGcActive })
+    this.damage = new DamageList(this.objects)
     this.packs = new PackCatalog(this.objects, storeId)
     this.index = new IndexHolder({ provider: parts.index, packs: this.packs, onNotice: parts.onNotice })
     this.#locator = new Locator({ index: this.index, packs: this.packs, keys, storeId })
@@ -186,15 +203,10 @@ export class Store implements StorePort {
 
   async draft(run: Run): Promise<PointDraft> {
     invariant(run instanceof LeasedRun, 'a draft needs a run of this store')
-    const strange = featuresAgainstWriting(this.#file)
-    if (strange.length > 0) {
-      throw new BackupError('E_STORE_FORMAT', 'this store may only be read by this version', {
-        why: `It uses ${strange.join(', ')}.`,
-        hints: ['Use a newer version to write to it.'],
-      })
-    }
+    this.#refuseStrange()
     this.#locator.forgetAll()
     await this.index.catchUp()
+    const damage = await this.damage.read()
     // I8: read after the lease is visible.
     const condemned = await this.objects.get(CONDEMNED_FILE)
     return new Draft({
@@ -206,13 +218,8 @@ export class Store implements StorePort {
       nodes: this.#nodes,
       chunkSize: this.chunkSize,
       condemned: new Set(condemned === undefined ? [] : decodeCondemned(condemned).packIds.map(toHex)),
-      writer: {
-        objects: this.objects,
-        storeId: fromHex(this.id),
-        keys: this.#keys,
-        random: this.#random,
-        level: this.#file.level,
-      },
+      damage,
+      writer: this.#writer(),
     })
   }
 
@@ -222,6 +229,30 @@ export class Store implements StorePort {
 
   identify(bytes: Uint8Array, spans: Uint32Array): Promise<ChunkIds> {
     return native().hashChunks(bytes, spans, { kind: RECORD_KIND.chunk, key: this.#keys.idKey })
+  }
+
+  /** What a gc of this store is made of. Rejects with E_STORE_FORMAT where this version must not write. */
+  collector(): Collector {
+    this.#refuseStrange()
+    return new Collector({
+      objects: this.objects,
+      points: this.points,
+      runs: this.runs,
+      packs: this.packs,
+      index: this.index,
+      damage: this.damage,
+      locator: this.#locator,
+      nodes: this.#nodes,
+      keys: this.#keys,
+      chunkSize: this.chunkSize,
+      random: this.#random,
+      writer: this.#writer(),
+    })
+  }
+
+  /** What recovery points hold alone and together; see usage.ts. */
+  usage(roots: readonly Root[], signal: AbortSignal): Promise<StoreUsage> {
+    return measureUsage({ nodes: this.#nodes, packs: this.packs, chunkSize: this.chunkSize }, roots, signal)
   }
 
   walkTree(root: TreeRoot, geometry: DiskGeometry, from?: number): AsyncIterable<TreeRun> {
@@ -254,6 +285,26 @@ export class Store implements StorePort {
       await this.chunks.read(run.ids, out, Uint32Array.from(spans.flat()), signal)
     }
     return out
+  }
+
+  #refuseStrange(): void {
+    const strange = featuresAgainstWriting(this.#file)
+    if (strange.length > 0) {
+      throw new BackupError('E_STORE_FORMAT', 'this store may only be read by this version', {
+        why: `It uses ${strange.join(', ')}.`,
+        hints: ['Use a newer version to write to it.'],
+      })
+    }
+  }
+
+  #writer(): Omit<PackWriterOptions, 'kind' | 'onSealed'> {
+    return {
+      objects: this.objects,
+      storeId: fromHex(this.id),
+      keys: this.#keys,
+      random: this.#random,
+      level: this.#file.level,
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
