@@ -68,7 +68,7 @@ export interface StoreParts {
   readonly index: IndexProvider
   /** Degradations that do not stop anything: an index rebuilt, a place that cannot be written. */
   readonly onNotice: (warning: Warning) => void
-  readonly passphrase: PassphraseSource
+  readonly passphrase: PassphraseSource | undefined
 }
 
 export interface InitOptions extends Partial<StoreParts> {

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -7,41 +7,88 @@ import { promisify } from 'node:util'
 import t from 'tap'
 
 import { Store } from '../../src/store/store.js'
+import { FIXTURES, GOLDEN_PASSPHRASES, GOLDEN_STORES, sha256, sumsOf } from '../golden/golden.js'
 import { requires } from '../harness/requires.js'
-import { CHUNK, pull, readDisk, sideOf } from './harness.js'
+import { CHEAP_SCRYPT, CHUNK, given, pull } from './harness.js'
 
+const READER = fileURLToPath(new URL('../../../test/golden/read_store.py', import.meta.url))
 const run = promisify(execFile)
-const READER = fileURLToPath(new URL('../../../test/independent/read_store.py', import.meta.url))
 
-t.test('a reader written from docs/format.md alone restores the same bytes', requires('python3', 'zstd'), async t => {
-  const directory = join(t.testdir(), 'store')
-  const geometry = { size: 300 * CHUNK - 777, chunkSize: CHUNK }
-  const first = [
-    [0, 1],
-    [1, 0],
-    [129, 4],
-    [299, 5],
-  ] as const
-  const ours: string[] = []
-  await Store.init(directory)
-  await using store = await Store.open(directory)
-  const { point } = await pull(store, geometry, first)
-  await pull(
-    store,
-    geometry,
-    [
-      [2, 7],
-      [129, -1],
-    ],
-    point,
-  )
-  for (const { sequence, disks, ...rest } of await store.points.list()) {
-    const bytes = await readDisk(store, sideOf({ ...rest, sequence, disks }))
-    ours.push(`${sequence} ${disks[0]!.target} ${createHash('sha256').update(bytes).digest('hex')}`)
+const read = (args: readonly string[], passphrase?: string) =>
+  run('python3', ['-B', READER, ...args], { env: { ...process.env, VIRTVAULT_PASSPHRASE: passphrase } })
+
+/** Everything that the reader finds in a store, in the form of sumsOf(). */
+async function sumsByReader(location: string, folder: string, passphrase?: string): Promise<string[]> {
+  const { stdout } = await read(['list', location], passphrase)
+  const lines: string[] = []
+  for (const line of stdout.trimEnd().split('\n')) {
+    const [id = '', , , , disks = '', files = ''] = line.split(' ')
+    const wanted = [
+      ...disks.split(',').map(disk => ['restore', disk.split(':')[0] ?? ''] as const),
+      ...files.split(',').flatMap(name => (name === '-' ? [] : [['file', name] as const])),
+    ]
+    for (const [verb, name] of wanted) {
+      const out = join(folder, 'out')
+      await read([verb, location, id, name, out], passphrase)
+      lines.push(`${sha256(readFileSync(out))}  ${id}/${name}`)
+    }
   }
+  return lines.sort()
+}
 
-  const { stdout } = await run('python3', [READER, directory])
+for (const name of GOLDEN_STORES) {
+  const passphrases = name.endsWith('encrypted') ? GOLDEN_PASSPHRASES : [undefined]
+  t.test(`a reader written from docs/format.md restores what ${name} was made of`, requires('python3'), async t => {
+    for (const passphrase of passphrases) {
+      const sums = await sumsByReader(join(FIXTURES, name), t.testdir(), passphrase)
+      t.equal(`${sums.join('\n')}\n`, readFileSync(join(FIXTURES, `${name}.sha256`), 'utf8'))
+    }
+  })
+}
 
-  t.strictSame(stdout.trim().split('\n'), ours)
-  t.equal(new Set(ours).size, 2)
+t.test('the reader takes an exported key, and refuses a wrong passphrase', requires('python3'), async t => {
+  const location = join(FIXTURES, 'store-v1-encrypted')
+  const [, key = ''] = /exported key \| `(VVKEY1-[0-9A-Z-]+)`/.exec(formatPage()) ?? []
+
+  t.match((await read(['list', location], key)).stdout, /datenbank/)
+  await t.rejects(read(['list', location], 'wrong'), { message: /the passphrase is wrong/ })
+  await t.rejects(read(['list', location]), { message: /set VIRTVAULT_PASSPHRASE/ })
 })
+
+t.test('the reader restores what this program writes today', requires('python3'), async t => {
+  const folder = t.testdir()
+  for (const passphrase of [undefined, 'today']) {
+    const location = join(folder, passphrase ?? 'plain')
+    const encryption = passphrase === undefined ? undefined : { passphrase, cost: CHEAP_SCRYPT }
+    await Store.init(location, { encryption })
+    await using store = await Store.open(location, {
+      passphrase: passphrase === undefined ? undefined : given(passphrase),
+    })
+    const geometry = { size: 200 * CHUNK + 512, chunkSize: CHUNK }
+    const first = await pull(store, geometry, [
+      [0, 1],
+      [150, 2],
+      [200, 3],
+    ])
+    await pull(store, geometry, [[150, 9]], first.point)
+
+    t.strictSame(await sumsByReader(location, folder, passphrase), await sumsOf(store))
+  }
+})
+
+t.test('the worked example in docs/format.md is what the fixture has', t => {
+  const pack = readFileSync(join(FIXTURES, 'store-v1-plain/packs/5d/5dac89c523284a667f4dbb84ae5e7818.pack'))
+  const lines = [...formatPage().matchAll(/^([0-9a-f]{4}) {2}((?:[0-9a-f]{2}(?: |$))+)/gm)]
+
+  t.equal(lines.length, 16)
+  for (const [, offset = '', hex = ''] of lines) {
+    const bytes = Buffer.from(hex.replaceAll(' ', ''), 'hex')
+    const at = Number.parseInt(offset, 16)
+    t.equal(pack.subarray(at, at + bytes.length).toString('hex'), bytes.toString('hex'), offset)
+  }
+  t.end()
+})
+
+function formatPage(): string {
+  return readFileSync(fileURLToPath(new URL('../../../docs/format.md', import.meta.url)), 'utf8')
+}
