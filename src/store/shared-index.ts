@@ -15,7 +15,7 @@ const LOCK_NAME = 'index.lock'
 /** How often a process looks whether the one before it has gone or the one after it is there. */
 const ELECTION_RETRY_MS = 10
 /** Then whoever has the lock is stopped, stuck, or on another machine. */
-const ELECTION_TIMEOUT_MS = 15_000
+const ELECTION_TIMEOUT_MS = 10_000
 /** Holders that one request may outlive. */
 const MAX_HOLDERS = 32
 

@@ -3,6 +3,7 @@
  * other end of store-processes.ts.
  */
 import { systemClock } from '../../src/base/clock.js'
+import { INDEX_VALUE_BYTES } from '../../src/format/index-value.js'
 import { ID_BYTES } from '../../src/format/record.js'
 import { Store } from '../../src/store/store.js'
 import { CHUNK, contentsOf, diskBytes, putDisk, readDisk, sideOf } from './harness.js'
@@ -15,6 +16,10 @@ export type Order =
   | { readonly kind: 'check' }
   /** Looks a batch of ids up, `times` times; gives the milliseconds of each. */
   | { readonly kind: 'look'; readonly ids: string; readonly times: number }
+  /** Enters places that nobody checks. */
+  | { readonly kind: 'put'; readonly ids: string }
+  /** The points, without their bytes. */
+  | { readonly kind: 'list' }
   | { readonly kind: 'rebuild' }
   | { readonly kind: 'close' }
 
@@ -51,11 +56,20 @@ async function obey(order: Order): Promise<unknown> {
         times.push(systemClock.monotonic() - start)
         found = 0
         for (let at = 0; at < ids.length / ID_BYTES; at++) {
-          if (values.subarray(at * 40, at * 40 + 40).some(byte => byte !== 0)) found++
+          const value = values.subarray(at * INDEX_VALUE_BYTES, (at + 1) * INDEX_VALUE_BYTES)
+          if (value.some(byte => byte !== 0)) found++
         }
       }
       return { times, found }
     }
+    case 'put': {
+      const ids = Buffer.from(order.ids, 'base64')
+      const values = new Uint8Array((ids.length / ID_BYTES) * INDEX_VALUE_BYTES).fill(1)
+      await store.index.use(index => index.putBatch({ ids, values, packs: [] }))
+      return undefined
+    }
+    case 'list':
+      return (await store.points.list()).map(({ id }) => id)
     case 'rebuild':
       return await store.index.rebuild()
     case 'close':

@@ -20,7 +20,13 @@ export class StoreProcess implements AsyncDisposable {
   }
 
   static async open(directory: string, indexDirectory?: string): Promise<StoreProcess> {
-    const opened = new StoreProcess(fork(PROGRAM, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] }))
+    const opened = new StoreProcess(
+      // The pool is as large as the program's own.
+      fork(PROGRAM, {
+        stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+        env: { ...process.env, UV_THREADPOOL_SIZE: '12' },
+      }),
+    )
     await opened.order({ kind: 'open', directory, ...(indexDirectory === undefined ? {} : { indexDirectory }) })
     return opened
   }
@@ -32,9 +38,9 @@ export class StoreProcess implements AsyncDisposable {
   /** Rejects where the process fails at it, or is killed meanwhile (KilledError). */
   order<T>(order: Order): Promise<T> {
     return new Promise((resolve, reject) => {
-      const onExit = () => {
+      const onExit = (code: number | null, signal: string | null) => {
         this.#child.off('message', onReport)
-        reject(new KilledError())
+        reject(signal === 'SIGKILL' ? new KilledError() : new Error(`the process ended with ${signal ?? code}`))
       }
       const onReport = (report: unknown) => {
         this.#child.off('exit', onExit)
