@@ -52,7 +52,7 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
   {
     id: 'restore',
     group: 'DAILY',
-    summary: 'Write the disks of a recovery point as images',
+    summary: 'Bring back disks, domains, or everything on a new host',
     hiddenAliases: ['extract'],
     load: () => import('../commands/restore.js'),
   },

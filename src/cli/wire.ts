@@ -1,11 +1,6 @@
-import { homedir } from 'node:os'
-import { join } from 'node:path'
-
 import { BackupError, type Warning } from '../base/errors.js'
 import { pullDomains } from '../jobs/pull-domains.js'
 import type { PullJob } from '../jobs/pull-job.js'
-import type { RestoreJob } from '../jobs/restore-job.js'
-import { planRestore } from '../jobs/restore-plan.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { PullHost } from '../libvirt/pull-host.js'
@@ -17,6 +12,7 @@ import { formatSize } from '../model/size.js'
 import type { GcJob } from '../jobs/gc-job.js'
 import type { Pin } from './gc-view.js'
 import { readPackageJson } from './package-json.js'
+import { defaultScratchDir, runtimeDir } from './places.js'
 import { secretEnvironment } from './secret-env.js'
 import type { Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
@@ -28,7 +24,7 @@ import { isPlace, type TargetPlace, targetPlace } from './targets.js'
  * when it makes it: a list needs neither libvirt nor NBD.
  */
 
-export { planRestore, pullDomains }
+export { pullDomains }
 
 /** QEMU answers within milliseconds; a disk below it that hangs takes longer. */
 const NBD_REQUEST_TIMEOUT_MS = 120_000
@@ -126,16 +122,6 @@ export async function openKeyRing(session: Session): Promise<{ readonly ring: Ke
   return { ring: await KeyRing.of(place.path), place }
 }
 
-export async function makeRestoreJob(session: Session, store: StorePort): Promise<RestoreJob> {
-  const { LocalImages } = await import('../image/local-images.js')
-  const { RestoreJob } = await import('../jobs/restore-job.js')
-  const images = new LocalImages({
-    output: process.stdout,
-    openExport: uri => Promise.reject(new BackupError('E_UNSUPPORTED', `cannot restore to the export ${uri}`)),
-  })
-  return new RestoreJob({ store, images, progress: session.progress, clock: session.clock })
-}
-
 /** A connection to libvirt, and what a guardian needs to make one like it. */
 export interface Machine extends AsyncDisposable {
   readonly hypervisor: Hypervisor
@@ -217,24 +203,4 @@ async function makePullHost({ hypervisor }: Machine, scratchDir: string | undefi
   const { PullHost } = await import('../libvirt/pull-host.js')
   const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
   return new PullHost(hypervisor, { ...places, readOnly: false, shareable: false })
-}
-
-/** For sockets: short-lived, and a short path. */
-function runtimeDir(): string {
-  const { VIRTVAULT_RUNTIME_DIR: asked, XDG_RUNTIME_DIR: own } = process.env
-  if (asked !== undefined && asked !== '') return asked
-  if (process.getuid?.() === 0) return '/run/virtvault'
-  return own === undefined || own === '' ? join(stateDir(), 'run') : join(own, 'virtvault')
-}
-
-/** On a disk, not in memory: QEMU puts there what the guests overwrite during a backup. */
-function defaultScratchDir(): string {
-  return join(stateDir(), 'scratch')
-}
-
-function stateDir(): string {
-  const { VIRTVAULT_STATE_DIR: asked, XDG_STATE_HOME: own } = process.env
-  if (asked !== undefined && asked !== '') return asked
-  if (process.getuid?.() === 0) return '/var/lib/virtvault'
-  return join(own === undefined || own === '' ? join(homedir(), '.local', 'state') : own, 'virtvault')
 }

@@ -1,41 +1,61 @@
-import { mkdir } from 'node:fs/promises'
-
 import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
-import { BackupError } from '../base/errors.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
-import { EXIT } from '../cli/exit-codes.js'
-import { findPoint } from '../cli/points.js'
-import { restoreDocument, restorePlanDocument, restorePlanLines, restoreSummary } from '../cli/restore-view.js'
-
-const PREALLOCATIONS = ['metadata', 'full'] as const
+import { restoreRunDocument, restoreRunSummary } from '../cli/restore-view.js'
+import { restoreWishes } from '../cli/restore-wishes.js'
 
 export default class RestoreCommand extends BaseCommand {
   static override description =
-    'Writes the disks of a recovery point as images, and the domain’s XML beside them. All or nothing: images get their ' +
-    'names when every disk is complete and sound. Nothing is defined or started.'
+    'Writes the disks of recovery points as images, and the domain’s XML, UEFI variables and TPM state beside them. All ' +
+    'or nothing: images get their names when every disk is complete and sound. With --define the domain is made known ' +
+    'to libvirt with its new disks, with --start it runs; one that exists is never changed, but for --in-place, which ' +
+    'writes back into the disks of a shut-off domain what differs from the point. Of several points each gets a ' +
+    'directory of its own. An interrupted restore cannot be resumed: it leaves nothing behind, run it again.'
   static override examples = [
     { command: '<%= config.bin %> restore web01@latest --to /srv/restored', description: 'All disks as qcow2 images' },
     {
+      command: '<%= config.bin %> restore web01@latest --to-pool default --start --name web01-test --network none',
+      description: 'A copy that runs beside the original, without a network',
+    },
+    {
       command: '<%= config.bin %> restore @3f9c2a1:vda --to . --format raw',
       description: 'One disk of one point, raw and sparse',
+    },
+    {
+      command: '<%= config.bin %> restore @3f9c2a1 --to-device vda=/dev/vg/web01 --to-device vdb=/dev/vg/data',
+      description: 'Onto logical volumes',
+    },
+    {
+      command: '<%= config.bin %> restore --all --to /var/lib/libvirt/images --define -t /mnt/backup',
+      description: 'On a new host: the newest point of every domain in the store',
     },
     { command: '<%= config.bin %> restore web01@~1 --to /srv/restored -n', description: 'Only say what would be done' },
   ]
   static override args = {
     point: Args.string({
       description: '[DOMAIN]@REF[:DISK], REF = latest, ~N, an id, a date or a tag',
-      required: true,
+      multiple: true,
       ignoreStdin: true,
     }),
   }
   static override flags = {
-    to: Flags.string({
-      summary: 'directory for the images; made where it is absent',
-      helpValue: 'DIR',
-      required: true,
+    all: Flags.boolean({ summary: 'the newest point of every domain in the store' }),
+    to: Flags.string({ summary: 'directory for the images; made where it is absent', helpValue: 'DIR' }),
+    'to-pool': Flags.string({ summary: 'storage pool for the images', helpValue: 'POOL' }),
+    'to-device': Flags.string({
+      summary: 'block device for a disk (repeatable)',
+      helpValue: '[vda=]/dev/X',
+      multiple: true,
+      multipleNonGreedy: true,
     }),
+    'to-nbd': Flags.string({
+      summary: 'NBD export for a disk, overwritten (repeatable)',
+      helpValue: '[vda=]URI',
+      multiple: true,
+      multipleNonGreedy: true,
+    }),
+    stdout: Flags.boolean({ summary: 'one disk, raw, to the standard output' }),
     disk: Flags.string({
       summary: 'only this disk (repeatable)',
       helpValue: 'vda',
@@ -43,47 +63,46 @@ export default class RestoreCommand extends BaseCommand {
       multipleNonGreedy: true,
     }),
     format: Flags.option({ summary: 'of the images', options: ['qcow2', 'raw'] as const, default: 'qcow2' })(),
+    sparse: Flags.boolean({ summary: 'images take room for data alone (default)', exclusive: ['preallocate'] }),
     preallocate: Flags.option({
       summary: 'reserve or fill all space of the images',
-      options: PREALLOCATIONS,
+      options: ['off', 'metadata', 'full'] as const,
     })(),
-    force: Flags.boolean({ summary: 'replace images that are there' }),
+    'cluster-size': Flags.string({ summary: 'of qcow2 images; as the original by default', helpValue: '64KiB' }),
+    compat: Flags.option({
+      summary: 'version of qcow2 images; as the original by default',
+      options: ['0.10', '1.1'] as const,
+    })(),
+    'lazy-refcounts': Flags.boolean({ summary: 'of qcow2 images; as the original by default', allowNo: true }),
+    owner: Flags.string({ summary: 'of the images; libvirt gives them to QEMU at start', helpValue: 'USER[:GROUP]' }),
+    mode: Flags.string({ summary: 'permissions of the images (0600)', helpValue: '0640' }),
+    force: Flags.boolean({ summary: 'replace images that are there, overwrite devices that hold something' }),
     'allow-damaged': Flags.boolean({
       summary: 'keep what can be read of a damaged point; lost ranges are listed beside the image',
+    }),
+    define: Flags.boolean({ summary: 'define the domain on its restored disks' }),
+    start: Flags.boolean({ summary: 'define and start it' }),
+    name: Flags.string({ summary: 'define it under this name; a copy has its own UUID and MACs', helpValue: 'NAME' }),
+    'new-uuid': Flags.boolean({ summary: 'with a new UUID, and new MACs', exclusive: ['keep-uuid'] }),
+    'keep-uuid': Flags.boolean({ summary: 'with the UUID and MACs of the original (default, but for a new name)' }),
+    network: Flags.string({
+      summary: 'keep the interfaces, have none, or put all of them on a network of libvirt',
+      helpValue: 'keep|none|NAME',
     }),
     'dry-run': Flags.boolean({ char: 'n', summary: 'say what would be written, and how much' }),
   }
 
   override async run(): Promise<Envelope> {
     const { args, flags } = await this.parse(RestoreCommand)
+    const wishes = restoreWishes(args.point ?? [], flags, this.jsonEnabled())
     await using session = await this.session(flags)
-    const { makeRestoreJob, openStore, planRestore } = await import('../cli/wire.js')
-    await using store = await openStore(session)
-    const { noted, ref } = await findPoint(store, args.point)
-    if (ref.path !== undefined) {
-      throw new BackupError('E_USAGE', 'restore gives back whole disks, not files within them', {
-        hints: [`leave out ${ref.path}`],
-      })
-    }
-    const disks = [...(flags.disk ?? []), ...(ref.disk === undefined ? [] : [ref.disk])]
-    const plan = planRestore({
-      point: noted.point,
-      disks: disks.length === 0 ? undefined : disks,
-      destination: { kind: 'directory', path: flags.to, format: flags.format, preallocation: flags.preallocate },
-      force: flags.force,
-      onDamage: flags['allow-damaged'] ? 'keep' : 'stop',
-    })
-    const job = await makeRestoreJob(session, store)
-
-    if (flags['dry-run']) {
-      const measured = await job.measure(plan, session.signal)
-      session.print(restorePlanLines(plan, measured))
-      return this.finish(restorePlanDocument(plan, measured))
-    }
-    await mkdir(flags.to, { recursive: true })
-    const result = await job.run(plan, session.signal)
+    const { runRestore } = await import('../cli/restore-run.js')
+    const run = await runRestore(session, wishes)
     await session.endProgress()
-    session.print(restoreSummary(plan, result))
-    return this.finish({ ...restoreDocument(plan, result), exit: result.status === 'complete' ? EXIT.ok : EXIT.damage })
+    const lines = restoreRunSummary(run)
+    // The standard output is the disk.
+    if (wishes.destination.kind === 'stream' && !wishes.dryRun) for (const line of lines) session.note(line)
+    else session.print(lines)
+    return this.finish(restoreRunDocument(run, wishes.points === 'all' || wishes.points.length > 1))
   }
 }

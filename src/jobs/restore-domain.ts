@@ -156,8 +156,9 @@ export class DomainRestore {
       throw new BackupError('E_EXISTS', `this host has a domain with the ${what} ${key} already`, {
         why: `It is ${found.name} (${found.uuid}); a restore never changes a domain that exists.`,
         hints: [
-          `Restore a copy beside it: virtvault restore ${pointName(point)} --name ${point.domain.name}-restored --new-uuid --network none`,
-          `Or remove the original first, keeping its files: virsh undefine --keep-nvram --keep-tpm ${found.name}`,
+          `a copy beside it:   virtvault restore ${pointName(point)} --to DIR --define --name ${point.domain.name}-restored --new-uuid --network none`,
+          `its own disks back to that state, once it is shut off:   virtvault restore ${pointName(point)} --in-place`,
+          `or remove the original first, keeping its files:   virsh undefine --keep-nvram --keep-tpm ${found.name}`,
         ],
       })
     }

@@ -17,6 +17,11 @@ export type RestoreDestination =
 
 export interface DirectoryDestination {
   readonly path: string
+  /**
+   * own: `vda.qcow2`, with XML, NVRAM and the like beside. shared: images of
+   * other domains are there too (a storage pool): `web01-vda.qcow2`, and nothing beside.
+   */
+  readonly layout?: 'own' | 'shared' | undefined
   readonly format: ImageFormat
   readonly preallocation?: Preallocation | undefined
   readonly owner?: FileOwner | undefined
@@ -79,7 +84,8 @@ export function planRestore(request: RestoreRequest): RestorePlan {
   return {
     point,
     disks: disks.map((disk, i) => ({ disk, spec: at(specs, i), notes: notesOn(disk) })),
-    files: destination.kind === 'directory' ? planFiles(point, destination.path) : [],
+    files:
+      destination.kind === 'directory' && destination.layout !== 'shared' ? planFiles(point, destination.path) : [],
     onDamage: request.onDamage,
     force,
   }
@@ -107,7 +113,7 @@ function specsOf(disks: readonly PointDisk[], { point, destination, force }: Whe
   switch (destination.kind) {
     case 'directory': {
       const names = fileNames(
-        disks.map(disk => disk.target),
+        disks.map(({ target }) => (destination.layout === 'shared' ? `${point.domain.name}-${target}` : target)),
         'disk',
       )
       return disks.map((disk, i) => fileSpec(disk, at(names, i), { ...destination, force }))

@@ -73,26 +73,44 @@ export async function measureRollback(
 }
 
 /**
- * Writes the difference and nothing else; does not commit.
- *
- * Everything needed is read and checked once before the first byte is
- * written: a damaged store (E_DAMAGED) leaves the disk as it is. What is
- * interrupted after that is finished by the same call again, provided that
- * the writes themselves count as written since the base.
+ * Reads and checks everything that a rollback writes, and writes nothing: a
+ * damaged store (E_DAMAGED) must leave the disk as it is.
  */
+export async function rehearseRollback(
+  rollback: Omit<DiskRollback, 'image' | 'onProgress'>,
+  signal: AbortSignal,
+): Promise<void> {
+  const image = new NowhereImage(rollback.wanted.geometry.size)
+  await restoreDisk({ ...partOf(rollback, signal), image, onProgress: () => undefined }, signal)
+}
+
+/**
+ * Writes the difference and nothing else; does not commit. What is interrupted
+ * is finished by the same call again, provided that the writes themselves
+ * count as written since the base. Rehearse it first.
+ */
+export async function writeRollback(rollback: DiskRollback, signal: AbortSignal): Promise<void> {
+  const { image } = rollback
+  const onProgress: DiskRollback['onProgress'] = (passed, written) => rollback.onProgress(passed, written)
+  await restoreDisk({ ...partOf(rollback, signal), image, onProgress }, signal)
+}
+
+/** Rehearses, then writes. */
 export async function rollbackDisk(rollback: DiskRollback, signal: AbortSignal): Promise<void> {
-  const { store, wanted, image } = rollback
-  const part = {
+  await rehearseRollback(rollback, signal)
+  await writeRollback(rollback, signal)
+}
+
+function partOf(rollback: Omit<DiskRollback, 'image' | 'onProgress'>, signal: AbortSignal) {
+  const { store, wanted } = rollback
+  return {
     store,
     root: wanted.root,
     geometry: wanted.geometry,
     onDamage: 'stop' as const,
     onLost: () => undefined,
+    runs: selectRuns(rollback, signal),
   }
-  const rehearsal = { ...part, image: new NowhereImage(wanted.geometry.size), onProgress: () => undefined }
-  await restoreDisk({ ...rehearsal, runs: selectRuns(rollback, signal) }, signal)
-  const onProgress: DiskRollback['onProgress'] = (passed, written) => rollback.onProgress(passed, written)
-  await restoreDisk({ ...part, image, onProgress, runs: selectRuns(rollback, signal) }, signal)
 }
 
 /** The wanted tree's runs for the changed chunks only. */

@@ -5,6 +5,13 @@ import { promisify } from 'node:util'
 const PROBE_TIMEOUT_MS = 10_000
 const MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
+/** A dirty bitmap that is kept in an image. */
+export interface StoredBitmap {
+  readonly name: string
+  /** Enabled, and saved in order: `in-use` ones miss what was written since they were loaded. */
+  readonly isSound: boolean
+}
+
 /** What an image says of itself; every field that is absent is not known or does not apply. */
 export interface ProbedImage {
   readonly virtualSize: number | undefined
@@ -14,6 +21,8 @@ export interface ProbedImage {
   readonly lazyRefcounts: boolean | undefined
   readonly compressionType: string | undefined
   readonly dataFile: string | undefined
+  /** Of the top image. */
+  readonly bitmaps: readonly StoredBitmap[]
   /** Nearest first. */
   readonly backingFiles: readonly string[]
   /** `device:inode` of the top image. */
@@ -67,8 +76,16 @@ export function decodeInfo(json: string): Omit<ProbedImage, 'identity'> {
     lazyRefcounts: specific.boolean('lazy-refcounts'),
     compressionType: specific.string('compression-type'),
     dataFile: specific.string('data-file'),
+    bitmaps: specific.list('bitmaps').flatMap(decodeBitmap),
     backingFiles: layers.slice(1).flatMap(layer => new Fields(layer).string('filename') ?? []),
   }
+}
+
+function decodeBitmap(value: unknown): StoredBitmap[] {
+  const fields = new Fields(value)
+  const name = fields.string('name')
+  const flags = fields.list('flags')
+  return name === undefined ? [] : [{ name, isSound: flags.includes('auto') && !flags.includes('in-use') }]
 }
 
 /** Fields of something that may be an object. */
@@ -91,6 +108,11 @@ class Fields {
   string(key: string): string | undefined {
     const value = this.at(key)
     return typeof value === 'string' ? value : undefined
+  }
+
+  list(key: string): readonly unknown[] {
+    const value = this.at(key)
+    return Array.isArray(value) ? value : []
   }
 
   boolean(key: string): boolean | undefined {

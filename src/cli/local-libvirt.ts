@@ -1,0 +1,22 @@
+import { BackupError } from '../base/errors.js'
+import { redactUrls } from './error-report.js'
+
+/**
+ * Whether a libvirt URI means a daemon of this machine: it names no host. A
+ * host that happens to be this one still counts as remote; nobody can tell for sure.
+ */
+export function isLocalUri(uri: string): boolean {
+  return /^[a-z0-9]+(\+unix)?:\/\/(\/|$)/i.test(uri)
+}
+
+/** Throws E_REFUSED where libvirt is on another machine, which would not find `what`. */
+export function requireLocal(uri: string, what: string): void {
+  if (isLocalUri(uri)) return
+  throw new BackupError('E_REFUSED', `${redactUrls(uri)} is on another machine, which would not find ${what}`, {
+    why: 'they are written on the machine that runs virtvault',
+    hints: [
+      'run virtvault on that machine',
+      'or restore the images here without --define, and copy them:   virtvault restore POINT --to DIR',
+    ],
+  })
+}

@@ -1,0 +1,312 @@
+import { mkdir, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import { BackupError } from '../base/errors.js'
+import type { DomainRestore, PreparedDomain } from '../jobs/restore-domain.js'
+import type { MeasuredDisk, RestoreJob, RestoreResult } from '../jobs/restore-job.js'
+import type { RestoreDestination, RestorePlan } from '../jobs/restore-plan.js'
+import type { FileOwner } from '../image/image-writer.js'
+import type { RecoveryPoint } from '../model/recovery-point.js'
+import type { StorePort } from '../store/store-types.js'
+import { requireLocal } from './local-libvirt.js'
+import { findPoint } from './points.js'
+import {
+  fileNames,
+  makeDomainRestore,
+  makeImages,
+  makePassableDirectory,
+  makeRestoreJob,
+  ownNamespaces,
+  planRestore,
+  resolveOwner,
+} from './restore-wire.js'
+import type { RestoreWishes, WantedDiskPlace, WantedDomain } from './restore-wishes.js'
+import type { Session } from './session.js'
+import { DEFAULT_CONNECT } from './settings.js'
+import { connectMachine, type Machine, openStore } from './wire.js'
+
+/** How one point of a restore ended. */
+export type RestoreOutcome =
+  | {
+      readonly kind: 'measured'
+      readonly plan: RestorePlan
+      readonly measured: readonly MeasuredDisk[]
+      readonly domain: ShownDomain | undefined
+    }
+  | {
+      readonly kind: 'restored'
+      readonly plan: RestorePlan
+      readonly result: RestoreResult
+      readonly domain: ShownDomain | undefined
+    }
+  | { readonly kind: 'failed'; readonly point: RecoveryPoint; readonly error: unknown }
+
+export interface ShownDomain {
+  readonly name: string
+  readonly uuid: string
+  readonly notes: readonly string[]
+  /** images: was not defined, because the disks are damaged. */
+  readonly state: 'planned' | 'defined' | 'started' | 'images'
+}
+
+export interface RestoreRun {
+  readonly outcomes: readonly RestoreOutcome[]
+}
+
+/** A point, and where it goes. */
+interface Chosen {
+  readonly point: RecoveryPoint
+  readonly disks: readonly string[] | undefined
+  /** Of several points each has a directory of its own. */
+  readonly folder: string | undefined
+}
+
+/**
+ * Restores what was asked for, one point after the other. A single point that
+ * fails rejects; of several, each one's failure is in its outcome, but for an
+ * interruption, which ends all. A clash with a domain that exists is found
+ * before anything is copied.
+ */
+export async function runRestore(session: Session, wishes: RestoreWishes): Promise<RestoreRun> {
+  await using store = await openStore(session)
+  const chosen = await choosePoints(store, wishes)
+  const needsLibvirt = wishes.domain !== undefined || wishes.destination.kind === 'pool'
+  await using machine = needsLibvirt
+    ? await connectLocal(session, 'restored images and the firmware’s state')
+    : undefined
+  const work = await new RestoreWork(session, { store, machine, wishes }).prepare()
+
+  const outcomes: RestoreOutcome[] = []
+  for (const one of chosen) {
+    try {
+      outcomes.push(await work.restore(one))
+    } catch (error) {
+      if (wishes.points !== 'all' && chosen.length === 1) throw error
+      session.signal.throwIfAborted()
+      outcomes.push({ kind: 'failed', point: one.point, error })
+    }
+  }
+  return { outcomes }
+}
+
+/** The libvirt of this machine; rejects with E_REFUSED where another one is named. */
+export async function connectLocal(session: Session, what: string): Promise<Machine> {
+  const uri = session.settings.connect ?? (await session.config()).config.uri ?? DEFAULT_CONNECT
+  requireLocal(uri, what)
+  return await connectMachine(session)
+}
+
+async function choosePoints(store: StorePort, wishes: RestoreWishes): Promise<readonly Chosen[]> {
+  if (wishes.points === 'all') return withFolders(await newestPoints(store))
+  const found: { readonly point: RecoveryPoint; readonly disk: string | undefined }[] = []
+  for (const text of wishes.points) {
+    const { noted, ref } = await findPoint(store, text)
+    if (ref.path !== undefined) {
+      throw new BackupError('E_USAGE', 'restore gives back whole disks, not files within them', {
+        hints: [`leave out ${ref.path}`],
+      })
+    }
+    found.push({ point: noted.point, disk: ref.disk })
+  }
+  const [only, another] = found
+  if (only !== undefined && another === undefined) {
+    const disks = [...wishes.disks, ...(only.disk === undefined ? [] : [only.disk])]
+    return [{ point: only.point, disks: disks.length === 0 ? undefined : disks, folder: undefined }]
+  }
+  return withFolders(found.map(({ point }) => point)).map((one, i) => {
+    const disk = found[i]?.disk
+    return { ...one, disks: disk === undefined ? undefined : [disk] }
+  })
+}
+
+/** One per domain, by domain name. Rejects with E_NOT_FOUND where the store has no point, E_DAMAGED where some cannot be read. */
+async function newestPoints(store: StorePort): Promise<readonly RecoveryPoint[]> {
+  const unreadable = await store.points.unreadable()
+  if (unreadable.length > 0) {
+    throw new BackupError('E_DAMAGED', `${unreadable.length} recovery points of this store cannot be read`, {
+      why: 'one of them may be the newest of its domain',
+      hints: [
+        'see what there is:   virtvault list',
+        'restore domain by domain:   virtvault restore web01@latest --to DIR',
+      ],
+    })
+  }
+  const newest = new Map<string, RecoveryPoint>()
+  // Newest last, within a domain.
+  for (const point of await store.points.list()) newest.set(point.domain.uuid, point)
+  if (newest.size === 0) throw new BackupError('E_NOT_FOUND', 'the store has no recovery point')
+  return [...newest.values()].sort((a, b) => (a.domain.name < b.domain.name ? -1 : 1))
+}
+
+function withFolders(points: readonly RecoveryPoint[]): readonly Chosen[] {
+  const folders = fileNames(
+    points.map(({ domain }) => domain.name),
+    'domain',
+  )
+  return points.map((point, i) => ({ point, disks: undefined, folder: folders[i] }))
+}
+
+/** What all points of a run share. */
+class RestoreWork {
+  readonly #session: Session
+  readonly #store: StorePort
+  readonly #machine: Machine | undefined
+  readonly #wishes: RestoreWishes
+  #job: RestoreJob | undefined
+  #domains: DomainRestore | undefined
+  #owner: FileOwner | undefined
+  #poolPath: string | undefined
+
+  constructor(
+    session: Session,
+    parts: { readonly store: StorePort; readonly machine: Machine | undefined; readonly wishes: RestoreWishes },
+  ) {
+    this.#session = session
+    this.#store = parts.store
+    this.#machine = parts.machine
+    this.#wishes = parts.wishes
+  }
+
+  async prepare(): Promise<this> {
+    const { destination, images: wanted, domain } = this.#wishes
+    const images = await makeImages()
+    this.#job = makeRestoreJob(this.#session, this.#store, images)
+    if (domain !== undefined && this.#machine !== undefined) {
+      this.#domains = await makeDomainRestore(this.#store, this.#machine, images)
+    }
+    if (wanted.owner !== undefined) this.#owner = await resolveOwner(wanted.owner)
+    if (destination.kind === 'pool' && this.#machine !== undefined) {
+      this.#poolPath = await directoryOfPool(this.#machine, destination.pool)
+    }
+    return this
+  }
+
+  async restore(one: Chosen): Promise<RestoreOutcome> {
+    const { signal } = this.#session
+    const plan = planRestore({
+      point: one.point,
+      disks: one.disks,
+      destination: this.#destination(one),
+      force: this.#wishes.force,
+      onDamage: this.#wishes.onDamage,
+    })
+    const prepared = await this.#prepareDomain(plan)
+    if (this.#job === undefined) throw new Error('bug: restore() before prepare()')
+    if (this.#wishes.dryRun) {
+      return {
+        kind: 'measured',
+        plan,
+        measured: await this.#job.measure(plan, signal),
+        domain: shown(prepared, 'planned'),
+      }
+    }
+    await this.#makeFolder(one)
+    const result = await this.#job.run(plan, signal)
+    return { kind: 'restored', plan, result, domain: await this.#finishDomain(prepared, result) }
+  }
+
+  #destination(one: Chosen): RestoreDestination {
+    const { destination, images } = this.#wishes
+    const files = { ...images, owner: this.#owner }
+    switch (destination.kind) {
+      case 'directory':
+        return { kind: 'directory', ...files, path: folderOf(destination.path, one) }
+      case 'pool':
+        return { kind: 'directory', ...files, path: this.#poolPath ?? '', layout: 'shared' }
+      case 'places':
+        return { kind: 'places', places: placesOf(destination.places, one) }
+      case 'stream':
+        return { kind: 'stream' }
+    }
+  }
+
+  async #makeFolder(one: Chosen): Promise<void> {
+    const { destination, domain, images } = this.#wishes
+    if (destination.kind !== 'directory') return
+    const path = folderOf(destination.path, one)
+    if (domain !== undefined || images.owner !== undefined) await makePassableDirectory(path)
+    else await mkdir(path, { recursive: true })
+  }
+
+  async #prepareDomain(plan: RestorePlan): Promise<PreparedDomain | undefined> {
+    const wanted = this.#wishes.domain
+    if (wanted === undefined || this.#domains === undefined) return undefined
+    const uuid = uuidChoice(wanted, plan.point)
+    return await this.#domains.prepare({
+      plan,
+      name: wanted.name,
+      uuid,
+      macs: uuid,
+      network: wanted.network,
+      ownNamespaces: await ownNamespaces(),
+    })
+  }
+
+  async #finishDomain(prepared: PreparedDomain | undefined, result: RestoreResult): Promise<ShownDomain | undefined> {
+    const wanted = this.#wishes.domain
+    if (prepared === undefined || wanted === undefined || this.#domains === undefined) return undefined
+    if (result.status === 'damaged') return shown(prepared, 'images')
+    try {
+      await this.#domains.finish(prepared, wanted.then)
+    } catch (cause) {
+      throw notFinished(prepared, result, cause)
+    }
+    return shown(prepared, wanted.then === 'start' ? 'started' : 'defined')
+  }
+}
+
+/** A copy beside the original must not have its UUID. */
+function uuidChoice(wanted: WantedDomain, point: RecoveryPoint): 'keep' | 'new' {
+  if (wanted.uuid !== undefined) return wanted.uuid
+  return wanted.name === undefined || wanted.name === point.domain.name ? 'keep' : 'new'
+}
+
+function folderOf(path: string, { folder }: Chosen): string {
+  return folder === undefined ? path : join(path, folder)
+}
+
+function placesOf(wanted: readonly WantedDiskPlace[], { point, disks }: Chosen) {
+  const targets = disks ?? point.disks.map(({ target }) => target)
+  const [only, another] = targets
+  return new Map(
+    wanted.map(({ target, place }) => {
+      if (target !== undefined) {
+        if (targets.includes(target)) return [target, place] as const
+        throw new BackupError('E_NO_DISK', `disk ${target} is not among those to restore: ${targets.join(', ')}`)
+      }
+      if (only !== undefined && another === undefined) return [only, place] as const
+      throw new BackupError('E_USAGE', `which of the disks ${targets.join(', ')} goes there was not said`, {
+        hints: [`write ${only ?? 'vda'}=${place.kind === 'device' ? place.path : place.uri}`],
+      })
+    }),
+  )
+}
+
+/** Rejects with E_NOT_FOUND, E_UNSUPPORTED where a pool is no directory. */
+async function directoryOfPool(machine: Machine, pool: string): Promise<string> {
+  const path = await machine.hypervisor.call(connection => connection.poolTargetPath(pool))
+  const found = await stat(path).catch(() => undefined)
+  // A logical pool's target is a directory too, of links to its volumes.
+  if (found?.isDirectory() === true && !/^\/dev\/(?!shm\/)/.test(path)) return path
+  throw new BackupError('E_UNSUPPORTED', `the pool ${pool} is no directory of files`, {
+    why: `its target is ${path}`,
+    hints: ['make volumes in it by hand, and restore to them:   --to-device vda=/dev/VG/LV'],
+  })
+}
+
+function notFinished(prepared: PreparedDomain, result: RestoreResult, cause: unknown): unknown {
+  if (!(cause instanceof Error)) return cause
+  const code = 'code' in cause && cause instanceof BackupError ? cause.code : 'E_LIBVIRT'
+  return new BackupError(code, `${prepared.name} was restored, but is not running as asked: ${cause.message}`, {
+    why: cause instanceof BackupError ? cause.why : undefined,
+    hints: [
+      ...(cause instanceof BackupError ? cause.hints : []),
+      `its images are complete: ${result.disks.map(({ image }) => image).join(', ')}`,
+    ],
+    cause,
+  })
+}
+
+function shown(prepared: PreparedDomain | undefined, state: ShownDomain['state']): ShownDomain | undefined {
+  return prepared === undefined ? undefined : { name: prepared.name, uuid: prepared.uuid, notes: prepared.notes, state }
+}
