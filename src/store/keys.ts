@@ -1,6 +1,7 @@
 import { createHmac, hkdfSync, timingSafeEqual } from 'node:crypto'
 
 import { fromHex } from '../base/hex.js'
+import { invariant } from '../base/invariant.js'
 import { KEY_BYTES } from '../format/key-slot.js'
 import type { StoreFile } from '../format/store-file.js'
 
@@ -15,7 +16,7 @@ export interface StoreKeys {
   packKey(salt: Uint8Array, packId: Uint8Array): Uint8Array | undefined
   /** AES-256 key of one point, notes or journal file, from the salt in its header. */
   pointKey(salt: Uint8Array): Uint8Array | undefined
-  /** Overwrites what it holds; nothing can be derived after that. */
+  /** Overwrites what it holds; using it after that is a bug that throws. */
   wipe(): void
 }
 
@@ -44,11 +45,20 @@ export function deriveKeys(master: Uint8Array, storeId: Uint8Array): StoreKeys {
   const idKey = hkdf(master, storeId, INFO.id)
   const dataKey = hkdf(master, storeId, INFO.data)
   const pointKey = hkdf(master, storeId, INFO.point)
+  let isWiped = false
+  // A wiped key is one that everybody knows: nothing may ever be sealed with it.
+  const intact = (key: Uint8Array) => {
+    invariant(!isWiped, 'keys are not used after their store was closed')
+    return key
+  }
   return {
-    idKey,
-    packKey: (salt, packId) => hkdf(dataKey, salt, INFO.pack, storeId, packId),
-    pointKey: salt => hkdf(pointKey, salt, INFO.file, storeId),
+    get idKey() {
+      return intact(idKey)
+    },
+    packKey: (salt, packId) => hkdf(intact(dataKey), salt, INFO.pack, storeId, packId),
+    pointKey: salt => hkdf(intact(pointKey), salt, INFO.file, storeId),
     wipe: () => {
+      isWiped = true
       for (const key of [idKey, dataKey, pointKey]) key.fill(0)
     },
   }
