@@ -1,8 +1,10 @@
-import { BackupError, messageOf, type Warning } from '../base/errors.js'
+import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { BaseHealth } from '../model/pull-plan.js'
 import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
 import { buildRedefineXml, parseCheckpointXml, type CheckpointDescription } from './checkpoint-xml.js'
 import { isDomainGone, libvirtFailure, type Hypervisor } from './hypervisor.js'
+import { deleteOfflineCheckpoint, removeOrphanBitmaps } from './offline-checkpoints.js'
+import { isOff } from './offline-images.js'
 
 /** Flags of virDomainCheckpointGetXMLDesc, -CreateXML and -Delete. */
 const NO_DOMAIN = 2
@@ -66,17 +68,21 @@ export async function soundDisks(
 /**
  * Deletes a checkpoint with its bitmaps; one that does not exist is deleted
  * already. Where a bitmap is missing (QEMU crashed), libvirt refuses to delete
- * any, so they go disk by disk, then the metadata. Rejects with E_UNSUPPORTED
- * where the domain is off: bitmaps can be deleted only while it runs.
+ * any, so they go disk by disk, then the metadata. Of a domain that is off they
+ * are taken out of the images; rejects with E_DOMAIN_BUSY where one is in use.
  */
 export async function deleteCheckpoint(hypervisor: Hypervisor, domain: DomainRef, name: string): Promise<void> {
   const remove = (flags: number) => hypervisor.call(connection => connection.deleteCheckpoint(domain.uuid, name, flags))
   try {
+    if (await isOff(hypervisor, domain)) {
+      await deleteOfflineCheckpoint(hypervisor, domain, name)
+      return
+    }
     await remove(0)
     return
   } catch (error) {
     // The domain is gone, and with it what libvirt knew about it.
-    if (libvirtFailure(error)?.code === 'E_NOT_FOUND') return
+    if (errorCodeOf(error) === 'E_NOT_FOUND') return
     if (libvirtFailure(error)?.libvirtCode !== INTERNAL_ERROR) throw error
   }
   const known = parseCheckpointXml(await checkpointXml(hypervisor, domain, name))
@@ -96,7 +102,7 @@ export async function deleteCheckpoint(hypervisor: Hypervisor, domain: DomainRef
 /**
  * Deletes the checkpoints that start with `prefix` but those in `keep`. Goes on
  * after a failure; what stays is reported as W_CLEANUP and tried again by the
- * next run.
+ * next run. Bitmaps of ours without a checkpoint go too, as W_RECOVERED.
  */
 export async function deleteOtherCheckpoints(
   hypervisor: Hypervisor,
@@ -114,6 +120,7 @@ export async function deleteOtherCheckpoints(
       warnings.push(cleanupWarning(domain, name, error))
     }
   }
+  warnings.push(...(await removeOrphanBitmaps(hypervisor, domain, which)))
   return { deleted, warnings }
 }
 

@@ -12,6 +12,9 @@ import { readDomainFiles, type DomainFile } from './domain-files.js'
 import { parseDomainXml } from './domain-xml.js'
 import type { Hypervisor } from './hypervisor.js'
 import { probeImage, type ProbedImage } from './image-probe.js'
+import { offlineHealth } from './offline-checkpoints.js'
+import { isOff, localPath, whyUnreadable } from './offline-images.js'
+import { OfflineBackupSession } from './offline-session.js'
 import {
   filesOf,
   makeRunPlaces,
@@ -24,6 +27,7 @@ import type { BackupSessionPort, SessionRequest } from './session-types.js'
 
 /** Bytes of randomness in the names of a run. */
 const TOKEN_BYTES = 8
+const never = new AbortController().signal
 
 export interface PullHostOptions extends PlacesPolicy {
   /** Back up read-only and shareable disks too. */
@@ -67,7 +71,8 @@ export class PullHost {
     const xml = await this.#hypervisor.domainXml(domain.uuid)
     const description = parseDomainXml(xml.live ?? xml.inactive)
     const disks: SurveyedDisk[] = []
-    for (const disk of description.disks) disks.push(await this.#surveyDisk(disk, signal))
+    const isRunning = xml.live !== undefined
+    for (const disk of description.disks) disks.push(await this.#surveyDisk(disk, isRunning, signal))
     const { files, warnings } = await readDomainFiles(description)
     const xmlFile = (name: string, text: string): DomainFile => ({ name, bytes: Buffer.from(text), path: undefined })
     return {
@@ -81,14 +86,19 @@ export class PullHost {
     }
   }
 
-  async #surveyDisk(disk: DomainDisk, signal: AbortSignal): Promise<SurveyedDisk> {
-    const path = 'path' in disk.source ? disk.source.path : undefined
+  async #surveyDisk(disk: DomainDisk, isRunning: boolean, signal: AbortSignal): Promise<SurveyedDisk> {
+    // A volume that libvirt cannot find is QEMU's to find; what it is stays unknown.
+    const path = await localPath(this.#hypervisor, disk.source).catch(() => undefined)
     const probed = path === undefined ? undefined : await probeImage(path, disk.format ?? 'raw', signal)
     const { ability, reason } = classifyDisk(disk, this.#options, probed)
-    return { target: disk.target, source: sourceOf(disk, probed), ability, reason }
+    const source = sourceOf(disk, probed)
+    const unreadable = isRunning || ability === 'skip' ? undefined : whyUnreadable(disk)
+    if (unreadable !== undefined) return { target: disk.target, source, ability: 'skip', reason: unreadable }
+    return { target: disk.target, source, ability, reason }
   }
 
   async baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth> {
+    if (await isOff(this.#hypervisor, domain)) return await offlineHealth(this.#hypervisor, domain, checkpoint, never)
     return await probeCheckpoint(this.#hypervisor, domain, checkpoint)
   }
 
@@ -106,7 +116,8 @@ export class PullHost {
   }
 
   async beginBackup(request: SessionRequest, signal: AbortSignal): Promise<BackupSessionPort> {
-    return await LiveBackupSession.begin(this.#hypervisor, request, signal)
+    const Session = (await isOff(this.#hypervisor, request.domain)) ? OfflineBackupSession : LiveBackupSession
+    return await Session.begin(this.#hypervisor, request, signal)
   }
 
   async dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly Warning[]> {

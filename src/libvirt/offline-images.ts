@@ -1,0 +1,118 @@
+import { BackupError } from '../base/errors.js'
+import type { DomainDisk, ImageSource } from '../model/domain.js'
+import type { DomainRef } from '../model/recovery-point.js'
+import { parseDomainXml } from './domain-xml.js'
+import { type Hypervisor, libvirtFailure } from './hypervisor.js'
+import { type ChainImage, readChain } from './image-chain.js'
+
+/** virDomainState and the reasons of VIR_DOMAIN_SHUTOFF. */
+const STATE_SHUTOFF = 5
+const STATE_CRASHED = 6
+const OFF_BY_FORCE: ReadonlyMap<number, string> = new Map([
+  [2, 'it was switched off, not shut down'],
+  [3, 'its QEMU crashed'],
+  [4, 'it was migrated away'],
+  [5, 'it is saved: what its memory held is not on its disks'],
+  [6, 'its last start failed'],
+])
+
+/** A domain that is off: what its disks are, and how it came to be off. */
+export interface OffDomain {
+  readonly disks: readonly DomainDisk[]
+  /** Why its disks are only as after a power cut; undefined where it was shut down in order. */
+  readonly untidy: string | undefined
+}
+
+/** Whether the domain is off now. Rejects with E_NOT_FOUND. */
+export async function isOff(hypervisor: Hypervisor, domain: DomainRef): Promise<boolean> {
+  const { state } = await hypervisor.lookup(domain.uuid)
+  return state === STATE_SHUTOFF || state === STATE_CRASHED
+}
+
+/** Rejects with E_DOMAIN_STATE where it is not off (any more). */
+export async function describeOff(hypervisor: Hypervisor, domain: DomainRef): Promise<OffDomain> {
+  const info = await hypervisor.lookup(domain.uuid)
+  if (info.state !== STATE_SHUTOFF && info.state !== STATE_CRASHED) throw startedMeanwhile(domain)
+  const xml = await hypervisor.call(connection => connection.domainXml(domain.uuid, { inactive: true }))
+  const untidy = info.hasManagedSave ? OFF_BY_FORCE.get(5) : OFF_BY_FORCE.get(info.reason)
+  return { disks: parseDomainXml(xml).disks, untidy }
+}
+
+export function startedMeanwhile(domain: DomainRef): BackupError {
+  return new BackupError('E_SOURCE_GONE', `${domain.name} was started while it was about to be read as shut off`, {
+    why: 'its disks may have changed under the reading; nothing of it is kept',
+    hints: ['pull it again: a running domain is backed up while it runs'],
+  })
+}
+
+/** Where a disk lies on this machine; undefined for what only QEMU can reach. Rejects with E_NOT_FOUND for a volume that is gone. */
+export async function localPath(hypervisor: Hypervisor, source: ImageSource): Promise<string | undefined> {
+  if (source.kind === 'file' || source.kind === 'block') return source.path
+  if (source.kind !== 'volume') return undefined
+  const path = await hypervisor.call(connection => connection.volumePath(source.pool, source.volume))
+  // A volume of a network pool has a name, not a path.
+  return path.startsWith('/') ? path : undefined
+}
+
+/** Why a disk cannot be read while its domain is off; undefined where it can. */
+export function whyUnreadable(disk: DomainDisk): string | undefined {
+  if (disk.encryption !== undefined) return 'encrypted: only its running domain has the key'
+  if (disk.source.kind === 'network')
+    return `a network disk (${disk.source.protocol}) is read only while its domain runs`
+  return undefined
+}
+
+/**
+ * The images of a disk, top first. Rejects with E_NO_DISK for one that cannot
+ * be read while its domain is off, and as readChain().
+ */
+export async function chainOf(
+  hypervisor: Hypervisor,
+  disk: DomainDisk,
+  signal: AbortSignal,
+): Promise<readonly ChainImage[]> {
+  const path = await localPath(hypervisor, disk.source)
+  const reason = whyUnreadable(disk) ?? (path === undefined ? 'it has no local image' : undefined)
+  if (path === undefined || reason !== undefined) {
+    throw new BackupError('E_NO_DISK', `disk ${disk.target} cannot be read while its domain is off`, { why: reason })
+  }
+  return await readChain(path, disk.format ?? 'raw', signal)
+}
+
+/** The chains of all qcow2 disks that can be looked at, by target; of the others nothing is known. */
+export async function bitmapChains(
+  hypervisor: Hypervisor,
+  disks: readonly DomainDisk[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, readonly ChainImage[]>> {
+  const chains = new Map<string, readonly ChainImage[]>()
+  for (const disk of disks) {
+    if (disk.format !== 'qcow2' || whyUnreadable(disk) !== undefined) continue
+    try {
+      chains.set(disk.target, await chainOf(hypervisor, disk, signal))
+    } catch (error) {
+      signal.throwIfAborted()
+      // An image that is gone, a pool that is not active: then there is no bitmap to be found either.
+      if (!(error instanceof BackupError) && libvirtFailure(error) === undefined) throw error
+    }
+  }
+  return chains
+}
+
+/**
+ * I7: whether what was written since `name` is known: its bitmap is sound in
+ * the top image and in the images below it without a gap. A bitmap further
+ * down, or none at the top, leaves writes unrecorded.
+ */
+export function isChainSound(chain: readonly ChainImage[], name: string): boolean {
+  return soundDepth(chain, name) > 0
+}
+
+/** How many images, from the top, hold the bitmap soundly; 0 where it cannot be used. */
+export function soundDepth(chain: readonly ChainImage[], name: string): number {
+  const has = chain.map(({ bitmaps }) => bitmaps.find(bitmap => bitmap.name === name))
+  const first = has.indexOf(undefined)
+  const depth = first < 0 ? has.length : first
+  const isWhole = has.slice(depth).every(bitmap => bitmap === undefined)
+  return isWhole && has.slice(0, depth).every(bitmap => bitmap?.isSound === true) ? depth : 0
+}
