@@ -22,7 +22,7 @@ t.test(
     const env = { PATH: '/usr/bin:/bin', CREDENTIALS_DIRECTORY: folder }
 
     t.equal(await secret({ source: { file: `${folder}/key` } }), 'two words\n')
-    t.equal(await secret({ source: { command: `cat ${folder}/key` }, env }), 'two words\n')
+    t.equal(await secret({ source: { command: `cat '${folder}/key'` }, env }), 'two words\n')
     t.equal(await secret({ source: { credential: 'key' }, env }), 'two words\n')
     t.equal(await secret({ source: { fd } }), 'two words\n')
     t.equal(await secret({ source: { value: 'as it is\r\n' } }), 'as it is')
@@ -71,7 +71,7 @@ t.test('what gives no secret is an error that names it and shows nothing', async
     { source: { credential: 'x' } },
     { source: { credential: '../x' }, env: { CREDENTIALS_DIRECTORY: folder } },
     { source: { command: 'echo hunter2; echo hunter2 >&2; exit 3' } },
-    { source: { command: `cat ${folder}/long; cat ${folder}/long` }, env: { PATH: '/bin' } },
+    { source: { command: `cat '${folder}/long'; cat '${folder}/long'` }, env: { PATH: '/bin' } },
     { variable: 'X', env: { X_FD: 'three' } },
     { variable: 'X', env: { X_FD: '999' } },
   ]

@@ -156,7 +156,7 @@ t.test('help is coloured for people only', async t => {
 })
 
 t.test('a reader that leaves does not hurt', async t => {
-  const { code, stderr } = await run('bash', ['-c', `set -o pipefail; ${MAIN} list --help | true`])
+  const { code, stderr } = await run('bash', ['-c', `set -o pipefail; '${MAIN}' list --help | true`])
 
   t.equal(code, 0)
   t.equal(stderr, '')
@@ -229,7 +229,7 @@ t.test('json progress is lines of JSON on stderr', async t => {
 })
 
 t.test('on a terminal a bar is drawn, and the cursor comes back', async t => {
-  const command = `${process.execPath} ${WAITER}`
+  const command = `'${process.execPath}' '${WAITER}'`
   let isEnded = false
   const { stdout, code } = await run('script', ['-qec', command, '/dev/null'], {
     env: { TERM: 'xterm', LANG: 'C.UTF-8' },

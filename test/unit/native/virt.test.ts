@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { Worker } from 'node:worker_threads'
 import { spawn } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
 
 import t, { type Test } from 'tap'
 
@@ -9,7 +10,7 @@ import { native } from '../../../src/native/binding.js'
 import type { NativeVirtConnection, VirtEvent } from '../../../src/native/virt.js'
 
 const URI = 'test:///default'
-const ADDON = new URL('../../../../build/Release/virtvault.node', import.meta.url).pathname
+const ADDON = fileURLToPath(new URL('../../../../build/Release/virtvault.node', import.meta.url))
 
 async function open(t: Test, onEvent?: (event: VirtEvent) => void): Promise<NativeVirtConnection> {
   const connection = await native().virtConnect({ uri: URI, onEvent })
