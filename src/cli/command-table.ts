@@ -87,6 +87,18 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/gc.js'),
   },
   {
+    id: 'store:check',
+    group: 'KEEPING',
+    summary: 'Compare the index of a store with its packs',
+    load: () => import('../commands/store/check.js'),
+  },
+  {
+    id: 'store:rebuild-index',
+    group: 'KEEPING',
+    summary: 'Make the index of a store anew from its packs',
+    load: () => import('../commands/store/rebuild-index.js'),
+  },
+  {
     id: 'init',
     group: 'SET UP',
     summary: 'Create a store',

@@ -5,6 +5,7 @@ import type { DomainRef } from '../model/recovery-point.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { PullHost } from '../libvirt/pull-host.js'
 import type { KeyRing } from '../store/key-ring.js'
+import type { IndexReport } from '../store/index-check.js'
 import type { Store } from '../store/store.js'
 import type { StorePort } from '../store/store-types.js'
 import { shortId } from '../model/point-ref.js'
@@ -58,6 +59,12 @@ async function openPlace(session: Session, place: TargetPlace): Promise<Store> {
 /** As openStore(), for those who maintain it. */
 export async function openWholeStore(session: Session): Promise<Store> {
   return await openPlace(session, await findTarget(session))
+}
+
+/** How the index compares with the packs. */
+export async function checkIndexOf(store: Store, signal: AbortSignal): Promise<IndexReport> {
+  const { checkIndex } = await import('../store/index-check.js')
+  return await checkIndex(store, signal)
 }
 
 export async function makeGcJob(session: Session, store: Store): Promise<GcJob> {
