@@ -1,0 +1,81 @@
+import type { ErrorCode, Warning } from '../base/errors.js'
+import type { ResolvedJob } from '../config/resolve.js'
+import type { DomainRef } from '../model/recovery-point.js'
+import type { Schedule, StartWindow } from '../model/schedule.js'
+
+/** What the daemon runs, and what came of it. */
+
+export type Verb = 'pull' | 'prune' | 'gc' | 'verify'
+
+/** A pull of one domain into one target, or work on a whole store. */
+export type Task = PullTask | StoreTask
+
+export interface PullTask extends TaskTiming {
+  readonly verb: 'pull'
+  readonly domain: DomainRef
+  readonly group: string | undefined
+  /** With the target that this task is about; a job with several targets is several tasks. */
+  readonly job: ResolvedJob
+}
+
+export interface StoreTask extends TaskTiming {
+  readonly verb: 'prune' | 'gc' | 'verify'
+}
+
+export interface TaskTiming {
+  /** Stable, so that what is known of its past stays with it: `pull/UUID/JOB/TARGET`, `gc/TARGET`. */
+  readonly id: string
+  readonly target: string
+  readonly schedule: Schedule
+  /** Already chosen for this task. */
+  readonly jitterMs: number
+  readonly catchUp: boolean
+  readonly window: StartWindow | undefined
+  /** Higher runs first among what is due. */
+  readonly priority: number
+  readonly paused: boolean
+}
+
+/** `db01 to nas`, `gc of nas`. */
+export function describeTask(task: Task): string {
+  return task.verb === 'pull' ? `${task.domain.name} to ${task.target}` : `${task.verb} of ${task.target}`
+}
+
+export type RunStatus = 'success' | 'partial' | 'failed' | 'skipped'
+
+export interface RunError {
+  readonly code: ErrorCode
+  readonly message: string
+}
+
+/** Numbers of a run, bytes unless named otherwise; in JSON as they stand here. */
+export type RunFigures = Readonly<Record<string, number>>
+
+/** How one attempt ended. */
+export interface RunOutcome {
+  readonly status: RunStatus
+  readonly error?: RunError | undefined
+  readonly warnings: readonly Warning[]
+  /** The recovery point that was made. */
+  readonly point?: string | undefined
+  readonly figures: RunFigures
+  /** Lines for people, oldest first. */
+  readonly log: readonly string[]
+}
+
+export type Trigger = 'schedule' | 'catch-up' | 'retry' | 'manual'
+
+/** One attempt that is to be made. */
+export interface RunOrder {
+  /** Random, 16 hex characters. */
+  readonly id: string
+  readonly task: Task
+  readonly trigger: Trigger
+  /** The scheduled time it stands for; undefined for one that was asked for. */
+  readonly due: number | undefined
+  /** From 1. */
+  readonly attempt: number
+  readonly started: number
+  /** When the next attempt would be made after such an outcome; undefined where there is none. */
+  readonly retryAfter: (outcome: RunOutcome) => number | undefined
+}
