@@ -39,6 +39,7 @@ export const ERROR_CODES = [
   'E_UNREACHABLE',
   'E_TIMEOUT',
   'E_TOOL_MISSING',
+  'E_HOOK',
   'E_INTERRUPTED',
   'E_INTERNAL',
 ] as const
@@ -62,6 +63,8 @@ export const WARNING_CODES = [
   'W_DAMAGE_HEALED',
   'W_BITMAP',
   'W_CONFIG_FILE',
+  'W_HOOK',
+  'W_NOTIFY',
 ] as const
 
 export type WarningCode = (typeof WARNING_CODES)[number]

@@ -76,6 +76,7 @@ const EXIT_OF_ERROR: Record<ErrorCode, number> = {
   E_UNREACHABLE: EXIT.unreachable,
   E_TIMEOUT: EXIT.timeout,
   E_TOOL_MISSING: EXIT.failed,
+  E_HOOK: EXIT.failed,
   E_INTERRUPTED: 130,
   E_INTERNAL: EXIT.failed,
 }

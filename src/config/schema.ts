@@ -165,7 +165,9 @@ const command = z.strictObject({
   states: z.array(z.enum(OUTCOMES)).optional(),
   groups: names.optional(),
   inside: z.boolean().optional().describe('run in the guest, through its agent'),
-  run: z.union([z.string().min(1), names.min(1)]),
+  run: z
+    .union([z.string().min(1), z.array(z.union([z.string().min(1), z.array(z.string()).min(1)])).min(1)])
+    .describe('for the shell; or several, each for the shell, or a list: a program and its arguments'),
   on_error: z.enum(['ignore', 'cancel', 'fail']).optional(),
   timeout: duration.optional(),
 })
