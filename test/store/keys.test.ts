@@ -1,9 +1,21 @@
 import t from 'tap'
 
+import { native } from '../../src/native/binding.js'
 import { Store } from '../../src/store/store.js'
 import { MemoryProvider } from '../fakes/memory-provider.js'
-import { SimulatedFs } from '../fakes/simulated-fs.js'
-import { CHEAP_SCRYPT, CHUNK, chunkBytes, diskBytes, given, pull, readDisk, sideOf } from './harness.js'
+import { PowerCut, SimulatedFs } from '../fakes/simulated-fs.js'
+import {
+  CHEAP_SCRYPT,
+  CHUNK,
+  chunkBytes,
+  contentsOf,
+  diskBytes,
+  given,
+  pull,
+  putDisk,
+  readDisk,
+  sideOf,
+} from './harness.js'
 
 const ROOT = '/store'
 const geometry = { size: 300 * CHUNK, chunkSize: CHUNK }
@@ -65,4 +77,77 @@ t.test('no plain text and no salt twice is on the disk of an encrypted store', a
   }
   t.equal(new Set(salts).size, salts.length)
   t.equal(salts.length, 6)
+})
+
+/** Every byte that was ever appended to a pack, also of packs that are gone. */
+function recordPacks(fs: SimulatedFs): Map<string, Buffer[]> {
+  const packs = new Map<string, Buffer[]>()
+  const createFile = fs.createFile.bind(fs)
+  fs.createFile = async path => {
+    const file = await createFile(path)
+    if (!path.endsWith('.pack')) return file
+    const written: Buffer[] = []
+    packs.set(path, written)
+    return {
+      get size() {
+        return file.size
+      },
+      append: async bytes => {
+        // Before it is known whether it reaches the disk: an attacker may have seen it.
+        written.push(Buffer.from(bytes))
+        await file.append(bytes)
+      },
+      sync: () => file.sync(),
+      close: () => file.close(),
+    }
+  }
+  return packs
+}
+
+t.test('no key meets a nonce twice, over many runs, given up and cut off ones too', async t => {
+  let fs = await makeStore()
+  const packs = new Map<string, Buffer>()
+  for (let round = 0; round < 12; round++) {
+    const recorded = recordPacks(fs)
+    try {
+      await using store = await open(fs, 'right')
+      await pull(store, geometry, [[0, 100 + round]])
+      await using run = await store.runs.begin('pull')
+      await using draft = await store.draft(run)
+      await putDisk(draft, geometry, [
+        [1, 200 + round],
+        [2, 300 + round],
+      ])
+      const start = fs.syncs
+      const cut = fs
+      fs.onOperation = ({ syncs }) => {
+        if (syncs - start < round % 4) return undefined
+        cut.powerOff()
+        return new PowerCut()
+      }
+      if (round % 3 !== 0) {
+        const { root } = await putDisk(draft, geometry, [[5, 400 + round]])
+        await draft.commit(contentsOf(geometry, root))
+      }
+    } catch (error) {
+      if (!(error instanceof PowerCut) && !/power/.test(String(error))) throw error
+    }
+    for (const [path, parts] of recorded) packs.set(`${round} ${path}`, Buffer.concat(parts))
+    fs = fs.afterPowerCut(round % 2 === 0 ? 'everything' : 'nothing')
+  }
+
+  const used = new Set<string>()
+  let records = 0
+  for (const [path, bytes] of packs) {
+    const salt = bytes.subarray(48, 80).toString('hex')
+    const { fields } = await native().scanRecords(bytes, 96)
+    for (let at = 0; at < fields.length; at += 6) {
+      t.equal(fields[at + 1], at / 6, `${path}: numbers are given in order`)
+      used.add(`${salt} ${fields[at + 1]}`)
+      records++
+    }
+  }
+  t.ok(packs.size > 30, `${packs.size} packs`)
+  t.ok(records > 50, `${records} records`)
+  t.equal(used.size, records)
 })
