@@ -2,6 +2,7 @@
 // The contract is src/native/codec.ts.
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "addon/bindings.h"
@@ -68,6 +69,7 @@ Napi::Value hashChunks(const Napi::CallbackInfo& info) {
         Napi::Object result = Napi::Object::New(env);
         result.Set("ids", copyBytes(env, hashed.ids));
         result.Set("zero", copyBytes(env, hashed.zero));
+        result.Set("sums", copyUint32s(env, hashed.sums));
         return result;
       });
 }
@@ -84,7 +86,6 @@ Napi::Value encodeRecords(const Napi::CallbackInfo& info) {
   settings.first_record = static_cast<uint32_t>(toInteger(fieldOf(options, "firstRecord"), 0, kMaxUint32));
   settings.level = static_cast<int>(toInteger(fieldOf(options, "level"), 0, kMaxZstdLevel));
   settings.pack_key = toPackKey(fieldOf(options, "cipher"));
-  settings.id_key = toKey(fieldOf(options, "idKey"));
   settings.verify = toBoolean(fieldOf(options, "verify"));
   checkPieceLengths(spans_arg, spans, settings.kind);
   if (spans.size() > kMaxUint32 - settings.first_record) {
@@ -95,18 +96,53 @@ Napi::Value encodeRecords(const Napi::CallbackInfo& info) {
   }
   const Arg ids_arg = fieldOf(options, "ids");
   const Bytes ids = toBytesOf(ids_arg, spans.size() * kIdBytes);
+  const Arg sums_arg = fieldOf(options, "sums");
+  if (!sums_arg.isAbsent()) {
+    settings.sums = toUint32s(sums_arg);
+    if (settings.sums.size() != spans.size()) throwType(sums_arg, "one number per piece");
+  }
+  const size_t bound = encodedBound(spans, settings.pack_key.has_value());
+  const Arg out_arg = fieldOf(options, "out");
+  MutableBytes lent;
+  std::vector<Napi::Object> held = {toObject(bytes_arg), toObject(ids_arg)};
+  if (!out_arg.isAbsent()) {
+    lent = toBytes(out_arg);
+    if (lent.size() < bound) throwType(out_arg, "as large as records can become");
+    held.push_back(toObject(out_arg));
+  }
+  auto keep = std::make_shared<Napi::ObjectReference>();
+  if (!out_arg.isAbsent()) *keep = Napi::Persistent(toObject(out_arg));
 
-  return Task<EncodedPieces>::run(
-      info.Env(), {toObject(bytes_arg), toObject(ids_arg)},
-      [bytes, spans = std::move(spans), ids, settings = std::move(settings)] {
-        return encodePieces(bytes, spans, ids, settings);
+  struct Encoded {
+    OwnedBytes bytes;
+    std::vector<Span> places;
+  };
+  return Task<Encoded>::run(
+      info.Env(), std::move(held),
+      [bytes, spans = std::move(spans), ids, settings = std::move(settings), lent, bound] {
+        Encoded encoded;
+        MutableBytes out = lent;
+        if (out.empty()) {
+          encoded.bytes = allocateBytes(bound);
+          out = {encoded.bytes.data.get(), bound};
+        }
+        encoded.places = encodePieces(bytes, spans, ids, settings, out);
+        const size_t used = encoded.places.empty() ? 0 : encoded.places.back().offset + encoded.places.back().length;
+        if (encoded.bytes.data) shrinkBytes(encoded.bytes, used);
+        encoded.bytes.size = used;
+        return encoded;
       },
-      [](Napi::Env env, EncodedPieces& encoded) -> Napi::Value {
+      [keep](Napi::Env env, Encoded& encoded) -> Napi::Value {
         std::vector<uint32_t> places;
         places.reserve(encoded.places.size() * 2);
         for (const Span& place : encoded.places) places.insert(places.end(), {place.offset, place.length});
         Napi::Object result = Napi::Object::New(env);
-        result.Set("bytes", handOver(env, std::move(encoded.bytes.data), encoded.bytes.size));
+        if (keep->IsEmpty()) {
+          result.Set("bytes", handOver(env, std::move(encoded.bytes.data), encoded.bytes.size));
+        } else {
+          const Napi::Uint8Array out = keep->Value().As<Napi::Uint8Array>();
+          result.Set("bytes", Napi::Uint8Array::New(env, encoded.bytes.size, out.ArrayBuffer(), out.ByteOffset()));
+        }
         result.Set("places", copyUint32s(env, places));
         return result;
       });
@@ -130,15 +166,14 @@ Napi::Value decodeRecords(const Napi::CallbackInfo& info) {
   return Task<std::vector<RecordStatus>>::run(
       info.Env(), {toObject(bytes_arg), toObject(out_arg), toObject(ids_arg)},
       [bytes, out, offsets = std::move(offsets), rooms = std::move(rooms), ids, kind, pack_key, id_key] {
-        RecordDecoder decoder(pack_key, id_key);
-        std::vector<RecordStatus> statuses(offsets.size());
+        std::vector<RecordTask> tasks;
+        tasks.reserve(offsets.size());
         for (size_t i = 0; i < offsets.size(); i++) {
           // An offset past the end is damage of an index, not a bug: no header there.
-          const Bytes record = bytes.subspan(std::min<size_t>(offsets[i], bytes.size()));
-          const MutableBytes plain = out.subspan(rooms[i].offset, rooms[i].length);
-          statuses[i] = decoder.decode(record, kind, ids.subspan(i * kIdBytes, kIdBytes), plain);
+          tasks.push_back({bytes.subspan(std::min<size_t>(offsets[i], bytes.size())),
+                           ids.subspan(i * kIdBytes, kIdBytes), out.subspan(rooms[i].offset, rooms[i].length)});
         }
-        return statuses;
+        return RecordDecoder(pack_key, id_key).decode(tasks, kind);
       },
       [](Napi::Env env, std::vector<RecordStatus>& statuses) -> Napi::Value { return copyBytes(env, statuses); });
 }

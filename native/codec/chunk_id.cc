@@ -32,6 +32,17 @@ EVP_MAC* hmac() {
   return algorithm;
 }
 
+constexpr size_t kHmacBlock = 64;
+
+sha256_lanes::State afterPaddedKey(const SecretKey& key, uint8_t pad) {
+  std::array<uint8_t, kHmacBlock> block;
+  block.fill(pad);
+  for (size_t i = 0; i < kKeyBytes; i++) block[i] ^= key.bytes()[i];
+  const auto state = sha256_lanes::afterBlock(sha256_lanes::initialState(), block);
+  OPENSSL_cleanse(block.data(), block.size());
+  return state;
+}
+
 }  // namespace
 
 SecretKey::SecretKey(Bytes bytes) {
@@ -53,6 +64,11 @@ IdHasher::IdHasher(const std::optional<SecretKey>& key) {
   const OSSL_PARAM parameters[] = {OSSL_PARAM_construct_utf8_string(OSSL_MAC_PARAM_DIGEST, name, 0),
                                    OSSL_PARAM_construct_end()};
   if (EVP_MAC_init(mac_.get(), key->bytes().data(), kKeyBytes, parameters) != 1) throwOpenSsl("EVP_MAC_init");
+  if (sha256_lanes::isAvailable()) keyed_ = {afterPaddedKey(*key, 0x36), afterPaddedKey(*key, 0x5c)};
+}
+
+IdHasher::~IdHasher() {
+  if (keyed_) OPENSSL_cleanse(keyed_->data(), sizeof *keyed_);
 }
 
 Id IdHasher::hash(uint8_t kind, Bytes plain) {
@@ -74,6 +90,16 @@ Id IdHasher::hash(uint8_t kind, Bytes plain) {
     throwOpenSsl("HMAC-SHA-256");
   }
   return id;
+}
+
+std::array<Id, 2> IdHasher::hashPair(uint8_t kind, Bytes first, Bytes second) {
+  if (first.size() != second.size() || !sha256_lanes::isAvailable()) return {hash(kind, first), hash(kind, second)};
+  const std::array<const uint8_t*, 2> messages = {first.data(), second.data()};
+  if (!keyed_) return sha256_lanes::finish(sha256_lanes::initialState(), 0, kind, messages, first.size());
+  const auto& [inner, outer] = *keyed_;
+  const auto digests = sha256_lanes::finish(inner, kHmacBlock, kind, messages, first.size());
+  return {sha256_lanes::finishShort(outer, kHmacBlock, digests[0]),
+          sha256_lanes::finishShort(outer, kHmacBlock, digests[1])};
 }
 
 bool isZero(Bytes bytes) noexcept {

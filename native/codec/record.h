@@ -34,6 +34,8 @@ void shrinkBytes(OwnedBytes& bytes, size_t size) noexcept;
 struct HashedPieces {
   std::vector<uint8_t> ids;
   std::vector<uint8_t> zero;
+  // CRC32C of the plain bytes, 0 of a zero piece.
+  std::vector<uint32_t> sums;
 };
 
 // As hashChunks in src/native/codec.ts.
@@ -45,21 +47,19 @@ struct EncodeSettings {
   // 0 stores plain.
   int level = 0;
   std::optional<PackKey> pack_key;
-  std::optional<SecretKey> id_key;
   bool verify = false;
-};
-
-struct EncodedPieces {
-  OwnedBytes bytes;
-  std::vector<Span> places;
+  // What hashPieces said of the pieces, or empty; `verify` compares them.
+  std::vector<uint32_t> sums;
 };
 
 // The most that records of these pieces can take.
 size_t encodedBound(const std::vector<Span>& spans, bool encrypted) noexcept;
 
-// As encodeRecords in src/native/codec.ts; `ids` has kIdBytes per span, and
-// encodedBound() is under 4 GiB. Throws E_INTERNAL.
-EncodedPieces encodePieces(Bytes bytes, const std::vector<Span>& spans, Bytes ids, const EncodeSettings& settings);
+// As encodeRecords in src/native/codec.ts; `ids` has kIdBytes per span, `out`
+// encodedBound(), which is under 4 GiB. Gives the places of the records, which
+// begin at the start of `out`, back to back. Throws E_INTERNAL.
+std::vector<Span> encodePieces(Bytes bytes, const std::vector<Span>& spans, Bytes ids, const EncodeSettings& settings,
+                               MutableBytes out);
 
 // RECORD_STATUS in src/native/codec.ts.
 enum class RecordStatus : uint8_t {
@@ -72,23 +72,39 @@ enum class RecordStatus : uint8_t {
   kBadLength = 6,
 };
 
+// A record to take apart: at the start of `bytes`, with the id that it must
+// have, to `plain`.
+struct RecordTask {
+  Bytes bytes;
+  Bytes id;
+  MutableBytes plain;
+};
+
 // Takes records apart; holds what a batch shares. Confined to the thread that
-// uses it.
+// uses it. Throws E_INTERNAL only where the machine fails; never for what the
+// bytes are.
 class RecordDecoder {
  public:
   RecordDecoder(const std::optional<PackKey>& pack_key, const std::optional<SecretKey>& id_key);
 
-  // The plain bytes of the record at the start of `bytes` go to `plain`, which
-  // is all zero for any answer but kOk. Throws E_INTERNAL only where the
-  // machine fails; never for what the bytes are.
-  RecordStatus decode(Bytes bytes, uint8_t kind, Bytes id, MutableBytes plain);
+  // The plain bytes of the records go to their places, which are all zero for
+  // any status but kOk. Bytes are checked against their ids.
+  std::vector<RecordStatus> decode(std::span<const RecordTask> tasks, uint8_t kind);
+
+  struct Opened {
+    RecordStatus status;
+    // In `room`, or within the record where it holds them as they are.
+    Bytes plain;
+  };
+  // Everything but the comparison of the plain bytes with the id; that the
+  // record names `id` is checked. `room` has the length that is expected.
+  Opened open(Bytes bytes, uint8_t kind, Bytes id, MutableBytes room);
 
  private:
-  RecordStatus tryDecode(Bytes bytes, uint8_t kind, Bytes id, MutableBytes plain);
-
   IdHasher hasher_;
   std::optional<RecordCipher> cipher_;
   std::vector<uint8_t> decrypted_;
+  std::vector<uint8_t> elsewhere_;
 };
 
 enum class ScanStop : uint8_t {

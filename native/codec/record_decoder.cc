@@ -20,48 +20,69 @@ RecordDecoder::RecordDecoder(const std::optional<PackKey>& pack_key, const std::
   if (pack_key) cipher_.emplace(*pack_key);
 }
 
-RecordStatus RecordDecoder::decode(Bytes bytes, uint8_t kind, Bytes id, MutableBytes plain) {
-  const RecordStatus status = tryDecode(bytes, kind, id, plain);
-  if (status != RecordStatus::kOk) std::fill(plain.begin(), plain.end(), uint8_t{0});
-  return status;
+std::vector<RecordStatus> RecordDecoder::decode(std::span<const RecordTask> tasks, uint8_t kind) {
+  std::vector<RecordStatus> statuses(tasks.size());
+  const auto judge = [&](size_t i, const Id& actual) {
+    if (!std::equal(actual.begin(), actual.end(), tasks[i].id.begin())) statuses[i] = RecordStatus::kBadId;
+  };
+  // Two of one length are hashed together.
+  std::optional<size_t> waiting;
+  for (size_t i = 0; i < tasks.size(); i++) {
+    const auto& [bytes, id, plain] = tasks[i];
+    const Opened opened = open(bytes, kind, id, plain);
+    statuses[i] = opened.status;
+    if (opened.status != RecordStatus::kOk) continue;
+    if (opened.plain.data() != plain.data()) std::copy(opened.plain.begin(), opened.plain.end(), plain.begin());
+    if (!waiting) {
+      waiting = i;
+    } else if (tasks[*waiting].plain.size() == plain.size()) {
+      const auto [first, second] = hasher_.hashPair(kind, tasks[*waiting].plain, plain);
+      judge(*waiting, first);
+      judge(i, second);
+      waiting.reset();
+    } else {
+      judge(i, hasher_.hash(kind, plain));
+    }
+  }
+  if (waiting) judge(*waiting, hasher_.hash(kind, tasks[*waiting].plain));
+  for (size_t i = 0; i < tasks.size(); i++) {
+    if (statuses[i] != RecordStatus::kOk) std::fill(tasks[i].plain.begin(), tasks[i].plain.end(), uint8_t{0});
+  }
+  return statuses;
 }
 
-RecordStatus RecordDecoder::tryDecode(Bytes bytes, uint8_t kind, Bytes id, MutableBytes plain) {
+RecordDecoder::Opened RecordDecoder::open(Bytes bytes, uint8_t kind, Bytes id, MutableBytes room) {
   const std::optional<RecordHeader> header = decodeHeader(bytes);
-  if (!header || header->kind != kind) return RecordStatus::kBadHeader;
+  if (!header || header->kind != kind) return {RecordStatus::kBadHeader, {}};
   // An unencrypted record in an encrypted pack is a forgery, not a variant.
-  if (header->isEncrypted() != cipher_.has_value()) return RecordStatus::kBadHeader;
+  if (header->isEncrypted() != cipher_.has_value()) return {RecordStatus::kBadHeader, {}};
   const std::optional<Bytes> record = wholeRecord(bytes, *header);
-  if (!record) return RecordStatus::kBadHeader;
-  if (recordCrc(*record) != header->crc) return RecordStatus::kBadCrc;
+  if (!record) return {RecordStatus::kBadHeader, {}};
+  if (recordCrc(*record) != header->crc) return {RecordStatus::kBadCrc, {}};
 
   // The usual record goes straight to its place; one of another length than
   // asked for is still checked, elsewhere, so that the status says what is wrong.
-  std::vector<uint8_t> elsewhere;
-  const bool fits = plain.size() == header->plain_length;
-  if (!fits) elsewhere.resize(header->plain_length);
-  const MutableBytes target = fits ? plain : MutableBytes(elsewhere);
+  const bool fits = room.size() == header->plain_length;
+  if (!fits) elsewhere_.resize(header->plain_length);
+  const MutableBytes target = fits ? room : MutableBytes(elsewhere_);
 
-  Bytes body = record->subspan(kHeaderBytes);
+  Bytes plain = record->subspan(kHeaderBytes);
   if (cipher_) {
     MutableBytes opened = target;
     if (header->isZstd()) {
-      decrypted_.resize(body.size() - kTagBytes);
+      decrypted_.resize(plain.size() - kTagBytes);
       opened = decrypted_;
     }
-    if (!cipher_->open(header->number, authenticatedPart(*record), body, opened)) return RecordStatus::kBadTag;
-    body = opened;
+    if (!cipher_->open(header->number, authenticatedPart(*record), plain, opened)) return {RecordStatus::kBadTag, {}};
+    plain = opened;
   }
   if (header->isZstd()) {
-    if (!zstdDecompressInto(target, body)) return RecordStatus::kBadCompression;
-  } else if (!cipher_) {
-    std::copy(body.begin(), body.end(), target.begin());
+    if (!zstdDecompressInto(target, plain)) return {RecordStatus::kBadCompression, {}};
+    plain = target;
   }
-  if (!fits) return RecordStatus::kBadLength;
-
-  const Id actual = hasher_.hash(kind, target);
-  const bool named = std::equal(id.begin(), id.end(), header->id.begin(), header->id.end());
-  return named && actual == header->id ? RecordStatus::kOk : RecordStatus::kBadId;
+  if (!fits) return {RecordStatus::kBadLength, {}};
+  if (!std::equal(id.begin(), id.end(), header->id.begin(), header->id.end())) return {RecordStatus::kBadId, {}};
+  return {RecordStatus::kOk, plain};
 }
 
 Scan scanPack(Bytes bytes, size_t offset) {

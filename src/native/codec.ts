@@ -14,8 +14,8 @@ export interface CodecBinding {
 
   /**
    * Frames pieces of `bytes` as pack records, back to back, as docs/format.md
-   * says. Rejects with E_INTERNAL where a record does not decode to what went
-   * in (only with `verify`).
+   * says. With `verify`, rejects with E_INTERNAL where a record does not decode
+   * to what went in, or that is not what `sums` says it was when it was named.
    */
   encodeRecords(bytes: Uint8Array, spans: Uint32Array, options: EncodeOptions): Promise<EncodedRecords>
 
@@ -53,6 +53,8 @@ export interface HashedChunks {
   /** 32 bytes per piece; zeroes where `zero` is set. */
   readonly ids: Uint8Array
   readonly zero: Uint8Array
+  /** CRC32C of the plain bytes of each piece; 0 where `zero` is set. */
+  readonly sums: Uint32Array
 }
 
 export interface RecordCipher {
@@ -71,13 +73,16 @@ export interface EncodeOptions {
   /** zstd level; 0 stores plain. A piece that does not shrink is stored plain. */
   readonly level: number
   readonly cipher?: RecordCipher | undefined
-  /** Key of the ids, for `verify` in an encrypted store. */
-  readonly idKey?: Uint8Array | undefined
-  /** Decodes and re-hashes every record before it is handed out. */
+  /** Decodes every record and compares it with the plain bytes before it is handed out. */
   readonly verify: boolean
+  /** What hashChunks said of each piece, for `verify`: that its bytes are still the ones that were named. */
+  readonly sums?: Uint32Array | undefined
+  /** Where to; has room for the plain bytes and, per piece, a header and a tag. Without it a new buffer is made. */
+  readonly out?: Uint8Array | undefined
 }
 
 export interface EncodedRecords {
+  /** The start of `out`, where that was given. */
   readonly bytes: Uint8Array
   /** Pairs (offset in `bytes`, length with header) per record. */
   readonly places: Uint32Array

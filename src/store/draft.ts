@@ -125,9 +125,16 @@ export class Draft implements PointDraft {
     if (spans.length === 0) return NOTHING_STORED
     try {
       const { idKey } = this.#options.writer.keys
-      const { ids, zero } = await native().hashChunks(bytes, spans, { kind, key: idKey })
+      const { ids, zero, sums } = await native().hashChunks(bytes, spans, { kind, key: idKey })
       const fresh = await this.#claimFresh(ids, zero)
-      const wanted = gather(ids, spans, fresh)
+      const wanted = {
+        ids: gatherIds(ids, fresh),
+        spans: Uint32Array.from(
+          { length: 2 * fresh.length },
+          (_, at) => spans[2 * (fresh[at >> 1] ?? 0) + (at & 1)] ?? 0,
+        ),
+        sums: Uint32Array.from(fresh, piece => sums[piece] ?? 0),
+      }
       const storedBytes = fresh.length === 0 ? 0 : await writer.append({ bytes, kind, ...wanted })
       const newBytes = wanted.spans.reduce((sum, value, at) => (at % 2 === 1 ? sum + value : sum), 0)
       return { count: spans.length / 2, ids, zero, newChunks: fresh.length, newBytes, storedBytes }
@@ -152,7 +159,7 @@ export class Draft implements PointDraft {
     }
     if (claimed.length === 0) return claimed
     const { locator, condemned, damage } = this.#options
-    const claimedIds = gather(ids, undefined, claimed).ids
+    const claimedIds = gatherIds(ids, claimed)
     const places = await locator.locate(claimedIds)
     return claimed.filter((_, at) => {
       const place = places[at]
@@ -225,16 +232,10 @@ const NOTHING_STORED: StoredChunks = {
   storedBytes: 0,
 }
 
-/** Ids, and spans where given, of some pieces. */
-function gather(
-  ids: Uint8Array,
-  spans: Uint32Array | undefined,
-  pieces: readonly number[],
-): { readonly ids: Uint8Array; readonly spans: Uint32Array } {
-  const gathered = { ids: new Uint8Array(pieces.length * ID_BYTES), spans: new Uint32Array(pieces.length * 2) }
+function gatherIds(ids: Uint8Array, pieces: readonly number[]): Uint8Array {
+  const gathered = new Uint8Array(pieces.length * ID_BYTES)
   pieces.forEach((piece, at) => {
-    gathered.ids.set(ids.subarray(piece * ID_BYTES, (piece + 1) * ID_BYTES), at * ID_BYTES)
-    if (spans !== undefined) gathered.spans.set(spans.subarray(2 * piece, 2 * piece + 2), 2 * at)
+    gathered.set(ids.subarray(piece * ID_BYTES, (piece + 1) * ID_BYTES), at * ID_BYTES)
   })
   return gathered
 }

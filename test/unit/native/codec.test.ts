@@ -234,14 +234,52 @@ t.test('the largest pieces are taken and one byte more is not', async t => {
   }
 })
 
-t.test('verify refuses ids that are not those of the bytes', async t => {
-  const plain = text(5000)
-  const options = { kind: CHUNK, ids: idOf(text(4999)), firstRecord: 0, level: 1 }
+t.test('two pieces of one length get the ids that each has alone', async t => {
+  // Pairs are hashed by other code than single pieces: every length around the edges of its blocks.
+  for (const key of [undefined, ID_KEY]) {
+    for (const length of [1, 2, 54, 55, 56, 62, 63, 64, 65, 118, 119, 120, 126, 127, 128, 129, 4096, 65_536]) {
+      const plain = Buffer.concat([randomBytes(length), randomBytes(length), text(length)])
+      const spans = Uint32Array.of(0, length, length, length, 2 * length, length)
 
-  await t.rejects(native().encodeRecords(plain, Uint32Array.of(0, 5000), { ...options, verify: true }), {
-    code: 'E_INTERNAL',
-  })
-  await t.resolves(native().encodeRecords(plain, Uint32Array.of(0, 5000), { ...options, verify: false }))
+      const { ids, sums } = await native().hashChunks(plain, spans, { kind: CHUNK, key })
+
+      const pieces = [0, 1, 2].map(i => plain.subarray(i * length, (i + 1) * length))
+      t.same(hex(ids), hex(Buffer.concat(pieces.map(piece => idOf(piece, { idKey: key })))), `${length} bytes`)
+      t.same(
+        [...sums],
+        pieces.map(piece => native().crc32c(piece)),
+      )
+    }
+  }
+})
+
+t.test('verify refuses bytes that are not those that were named', async t => {
+  const plain = text(5000)
+  const spans = Uint32Array.of(0, 5000)
+  const { ids, sums } = await native().hashChunks(plain, spans, { kind: CHUNK })
+  const options = { kind: CHUNK, ids, sums, firstRecord: 0, level: 1 }
+
+  await t.resolves(native().encodeRecords(plain, spans, { ...options, verify: true }))
+  plain[4999] = 255 - plain[4999]!
+  await t.rejects(native().encodeRecords(plain, spans, { ...options, verify: true }), { code: 'E_INTERNAL' })
+  await t.resolves(native().encodeRecords(plain, spans, { ...options, verify: false }))
+})
+
+t.test('records go into the buffer that is lent, and it must be large enough for any', async t => {
+  const plain = Buffer.concat([text(5000), randomBytes(5000)])
+  const spans = Uint32Array.of(0, 5000, 5000, 5000)
+  const { ids, sums } = await native().hashChunks(plain, spans, { kind: CHUNK })
+  const options = { kind: CHUNK, ids, sums, firstRecord: 7, level: 1, verify: true }
+  const own = await native().encodeRecords(plain, spans, options)
+  const out = Buffer.alloc(20_000, 1).subarray(100)
+
+  const lent = await native().encodeRecords(plain, spans, { ...options, out })
+
+  t.equal(lent.bytes.buffer, out.buffer)
+  t.equal(lent.bytes.byteOffset, out.byteOffset)
+  t.same(hex(lent.bytes), hex(own.bytes))
+  t.same(lent.places, own.places)
+  t.throws(() => native().encodeRecords(plain, spans, { ...options, out: out.subarray(0, 10_000) }), /options\.out/)
 })
 
 t.test('many batches at once do not disturb one another', async t => {
@@ -298,7 +336,7 @@ t.test('a wrong argument is a TypeError that names it', async t => {
     [call({ ...good, ids: new Uint8Array(31) }), /options\.ids/],
     [call({ ...good, cipher: { packKey: ids, context: new Uint8Array(33) } }), /options\.cipher\.context/],
     [call({ ...good, cipher: { packKey: 'secret', context: ids } }), /options\.cipher\.packKey/],
-    [call({ ...good, idKey: new Uint8Array(0) }), /options\.idKey/],
+    [call({ ...good, sums: new Uint32Array(2) }), /options\.sums/],
     [call(good, Uint32Array.of(0, 101)), /spans/],
     [call(good, Uint32Array.of(0xffffffff, 1)), /spans/],
     [call(good, Uint32Array.of(1, 0xffffffff)), /spans/],

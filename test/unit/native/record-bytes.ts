@@ -105,7 +105,6 @@ export async function encodeOne(plain: Uint8Array, how: EncodeOne = {}): Promise
     level: how.level ?? 1,
     verify: true,
     cipher: how.cipher,
-    idKey: how.idKey,
   })
   return Buffer.from(bytes)
 }
