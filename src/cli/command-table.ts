@@ -81,6 +81,13 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/release.js'),
   },
   {
+    id: 'prune',
+    group: 'KEEPING',
+    summary: 'Delete recovery points that no rule keeps',
+    hiddenAliases: ['clean'],
+    load: () => import('../commands/prune.js'),
+  },
+  {
     id: 'gc',
     group: 'KEEPING',
     summary: 'Free what no recovery point needs any more',

@@ -1,4 +1,6 @@
 import { parsePointRef, type PointRef, resolvePointRef } from '../model/point-ref.js'
+import type { RecoveryPoint } from '../model/recovery-point.js'
+import { selectDomains } from '../model/selector.js'
 import type { StorePort } from '../store/store-types.js'
 import type { NotedPoint } from './point-view.js'
 
@@ -24,4 +26,22 @@ export async function findPoint(
 /** Where dates on the command line are read. */
 export function localTimeZone(): string {
   return Intl.DateTimeFormat().resolvedOptions().timeZone
+}
+
+/**
+ * The domains of the store that selectors and groups mean; all of them where
+ * nothing is said. Every name that a domain ever had in this store finds it.
+ * Rejects with E_NOT_FOUND, E_USAGE.
+ */
+export function selectStored(
+  points: readonly RecoveryPoint[],
+  asked: { readonly selectors: readonly string[]; readonly groups: readonly string[] },
+  groups: ReadonlyMap<string, readonly string[]>,
+): ReadonlySet<string> {
+  const domains = new Map(points.map(({ domain }) => [`${domain.uuid} ${domain.name}`, domain]))
+  if (asked.selectors.length === 0 && asked.groups.length === 0) {
+    return new Set([...domains.values()].map(({ uuid }) => uuid))
+  }
+  const selected = selectDomains([...domains.values()], asked, groups)
+  return new Set(selected.domains.map(({ uuid }) => uuid))
 }

@@ -1,4 +1,5 @@
-import { BackupError, type Warning } from '../base/errors.js'
+import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
+import * as prune from '../jobs/prune-job.js'
 import { pullDomains } from '../jobs/pull-domains.js'
 import type { PullJob } from '../jobs/pull-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
@@ -14,6 +15,8 @@ import type { GcJob } from '../jobs/gc-job.js'
 import type { Pin } from './gc-view.js'
 import { readPackageJson } from './package-json.js'
 import { defaultScratchDir, runtimeDir } from './places.js'
+import { localTimeZone } from './points.js'
+import type { RetentionPolicy } from '../model/retention.js'
 import { secretEnvironment } from './secret-env.js'
 import type { Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
@@ -25,7 +28,7 @@ import { isPlace, type TargetPlace, targetPlace } from './targets.js'
  * when it makes it: a list needs neither libvirt nor NBD.
  */
 
-export { pullDomains }
+export { prune, pullDomains }
 
 /** QEMU answers within milliseconds; a disk below it that hangs takes longer. */
 const NBD_REQUEST_TIMEOUT_MS = 120_000
@@ -78,6 +81,42 @@ export async function makeGcJob(session: Session, store: Store): Promise<GcJob> 
         `gc would free ${formatSize(plan.freedBytes)} of the ${formatSize(plan.storeBytes)} in this store.`,
       ),
   })
+}
+
+export interface RetentionRules {
+  readonly policyOf: (domain: DomainRef) => prune.DomainPolicy
+  readonly groups: ReadonlyMap<string, readonly string[]>
+  readonly timeZone: string
+}
+
+/** Flags where they say anything, else what the configuration says of each domain. Rejects with E_CONFIG. */
+export async function retentionRules(session: Session, flags: RetentionPolicy | undefined): Promise<RetentionRules> {
+  const { groupSelectors, resolveJob } = await import('../config/resolve.js')
+  const { retentionOf } = await import('../config/settings.js')
+  const loaded = await session.config()
+  const timeZone = loaded.config.timezone ?? localTimeZone()
+  const policyOf = (domain: DomainRef) => {
+    const job = resolveJob(loaded, domain, { timeZone, env: process.env })
+    return { group: job.group, policy: flags ?? retentionOf(job.settings) }
+  }
+  return { policyOf, groups: groupSelectors(loaded.config), timeZone }
+}
+
+/** What only these points hold; undefined where damage keeps it from being told. */
+export async function freeableBytes(
+  store: Store,
+  pointIds: readonly string[],
+  signal: AbortSignal,
+): Promise<number | undefined> {
+  if (pointIds.length === 0) return 0
+  const going = new Set(pointIds)
+  const roots = (await store.points.list()).map(point => ({ point, label: going.has(point.id) ? 1 : 0 }))
+  try {
+    return (await store.usage(roots, signal)).alone.get(1)?.storedBytes ?? 0
+  } catch (error) {
+    if (errorCodeOf(error) !== 'E_DAMAGED') throw error
+    return undefined
+  }
 }
 
 /** What each point holds alone, the largest first. */
