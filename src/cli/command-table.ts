@@ -81,6 +81,13 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/release.js'),
   },
   {
+    id: 'verify',
+    group: 'KEEPING',
+    summary: 'Find out whether recovery points can be restored',
+    hiddenAliases: ['check'],
+    load: () => import('../commands/verify.js'),
+  },
+  {
     id: 'prune',
     group: 'KEEPING',
     summary: 'Delete recovery points that no rule keeps',

@@ -81,9 +81,7 @@ export function simulationLines(domains: readonly SimulatedDomain[], run: { days
   return domains.flatMap(({ name, simulation }) => [
     `${name}  after ${run.days} days, one backup every ${formatDuration(run.everyMs)}: ` +
       `${simulation.kept.length} of ${simulation.backups} kept, never more than ${simulation.peak}`,
-    ...renderRows(
-      simulation.kept.map(({ point, reason }) => ['  keep', formatLocalTime(point.time), reason]),
-    ),
+    ...renderRows(simulation.kept.map(({ point, reason }) => ['  keep', formatLocalTime(point.time), reason])),
   ])
 }
 

@@ -12,6 +12,7 @@ import type { StorePort } from '../store/store-types.js'
 import { shortId } from '../model/point-ref.js'
 import { formatSize } from '../model/size.js'
 import type { GcJob } from '../jobs/gc-job.js'
+import type { VerifyJob } from '../jobs/verify-job.js'
 import type { Pin } from './gc-view.js'
 import { readPackageJson } from './package-json.js'
 import { defaultScratchDir, runtimeDir } from './places.js'
@@ -81,6 +82,22 @@ export async function makeGcJob(session: Session, store: Store): Promise<GcJob> 
         `gc would free ${formatSize(plan.freedBytes)} of the ${formatSize(plan.storeBytes)} in this store.`,
       ),
   })
+}
+
+export async function makeVerifyJob(session: Session, store: Store): Promise<VerifyJob> {
+  const { VerifyJob } = await import('../jobs/verify-job.js')
+  const { progress, clock } = session
+  return new VerifyJob({ points: store.points, verifier: store.verifier(), progress, clock })
+}
+
+/** What the configuration's groups list; empty, and nothing read, where no group was asked for. */
+export async function storeGroups(
+  session: Session,
+  asked: readonly string[],
+): Promise<ReadonlyMap<string, readonly string[]>> {
+  if (asked.length === 0) return new Map()
+  const { groupSelectors } = await import('../config/resolve.js')
+  return groupSelectors((await session.config()).config)
 }
 
 export interface RetentionRules {

@@ -9,7 +9,8 @@ import { pruneDocument, prunePlanLines, pruneSummary, simulationDocument, simula
 import { DAY_MS, parseDuration } from '../model/duration.js'
 import { evenTimes, type KeepCount, type RetentionPolicy, simulateRetention } from '../model/retention.js'
 
-const keep = (what: string) => Flags.string({ summary: `keep ${what}; * keeps all`, helpValue: 'N', helpGroup: 'RULES' })
+const keep = (what: string) =>
+  Flags.string({ summary: `keep ${what}; * keeps all`, helpValue: 'N', helpGroup: 'RULES' })
 
 export default class PruneCommand extends BaseCommand {
   static override description =

@@ -1,6 +1,14 @@
 import type { BufferPool } from '../base/buffer-pool.js'
+import { collect } from '../base/async.js'
 import { invariant } from '../base/invariant.js'
-import { batchPlan, planChunks, type PlanBasis, type PlannedRun, type PullBatch } from '../model/chunk-plan.js'
+import {
+  batchPlan,
+  markDirty,
+  planChunks,
+  type PlanBasis,
+  type PlannedRun,
+  type PullBatch,
+} from '../model/chunk-plan.js'
 import { chunkLength, type DiskGeometry } from '../model/disk-tree.js'
 import type { Extent } from '../model/extent.js'
 import { IndexSample } from '../model/index-sample.js'
@@ -32,7 +40,7 @@ export interface DiskPull {
   readonly isAudit: boolean
   /** Clean chunks that are read again and compared with the parent, chosen at random by `random`. */
   readonly canaries: { readonly count: number; readonly random: () => number }
-  readonly store: Pick<StorePort, 'chunkIdsAt' | 'identify' | 'walkTree'>
+  readonly store: Pick<StorePort, 'chunkIdsAt' | 'damagedChunks' | 'identify' | 'walkTree'>
   readonly draft: PointDraft
   readonly pool: BufferPool
   /** Called with the bytes dealt with since the last call. */
@@ -48,6 +56,8 @@ export interface PulledDisk {
   readonly compared: number
   /** Those of them that differ: the bitmap has missed writes, and where `isAudit` was not set the tree is wrong. */
   readonly missed: number
+  /** Chunks that the store had lost from the parent's tree, taken from the export again. */
+  readonly reread: number
 }
 
 /**
@@ -65,7 +75,9 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<Pul
   const canaries = new IndexSample(inherited === undefined ? 0 : pull.canaries.count, pull.canaries.random)
   const totals = { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0 }
   const check = { compared: 0, missed: 0 }
-  const plan = planChunks(pull.source.extents(signal), geometry, basisOf(pull))
+  const damaged = inherited === undefined ? [] : await collect(pull.store.damagedChunks(inherited, signal))
+  const extents = markDirty(pull.source.extents(signal), damaged, geometry.chunkSize)
+  const plan = planChunks(extents, geometry, basisOf(pull))
   const limits = { bytes: BATCH_BYTES, items: BATCH_ITEMS }
   const underWay: { batch: PullBatch; stored: Promise<StoredChunks | undefined> }[] = []
 
@@ -100,6 +112,7 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<Pul
   const finished = await tree.finish()
   return {
     ...check,
+    reread: damaged.reduce((sum, run) => sum + run.count, 0),
     root: finished.root,
     statistics: { ...totals, storedBytes: totals.storedBytes + finished.storedBytes, newNodes: finished.newNodes },
   }

@@ -195,6 +195,7 @@ export class PullJob {
         isIncremental = false
         return pull(undefined, false)
       })
+      if (result.reread > 0) findings.push(healedWarning(target, result.reread))
       if (result.missed > 0) findings.push(bitmapWarning(target, result, isAudit))
       if (result.missed > 0 && isIncremental) {
         result = await pull(undefined, false)
@@ -348,6 +349,13 @@ function bitmapWarning(target: string, { compared, missed }: PulledDisk, isAudit
       'writes to the image past QEMU, or its bitmap is broken. ' +
       (isAudit ? 'This point has all of them' : 'Everything was read instead') +
       '; earlier incremental points of this disk may lack such changes',
+  }
+}
+
+function healedWarning(target: string, chunks: number): Warning {
+  return {
+    code: 'W_DAMAGE_HEALED',
+    message: `${target}: ${chunks} chunks that verify had found damaged in the store were read again from the disk`,
   }
 }
 

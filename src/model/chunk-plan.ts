@@ -80,6 +80,32 @@ export async function* planChunks(
   yield* runs.flush()
 }
 
+/**
+ * The same extents, with everything in `runs` (chunks, ascending, disjoint)
+ * called dirty: so that it is taken from the export, not from the parent.
+ */
+export async function* markDirty(
+  extents: AsyncIterable<Extent>,
+  runs: readonly { readonly first: number; readonly count: number }[],
+  chunkSize: number,
+): AsyncGenerator<Extent> {
+  let at = 0
+  for await (const extent of extents) {
+    const end = extent.offset + extent.length
+    let position = extent.offset
+    while (position < end) {
+      let run = runs[at]
+      while (run !== undefined && (run.first + run.count) * chunkSize <= position) run = runs[++at]
+      const [start, stop] =
+        run === undefined ? [end, end] : [run.first * chunkSize, (run.first + run.count) * chunkSize]
+      const isMarked = start <= position
+      const next = Math.min(end, isMarked ? stop : start)
+      yield { ...extent, offset: position, length: next - position, dirty: extent.dirty || isMarked }
+      position = next
+    }
+  }
+}
+
 interface ChunkState {
   readonly dirty: boolean
   readonly zero: boolean

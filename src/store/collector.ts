@@ -63,7 +63,7 @@ export class Collector implements CollectorPort {
     const listed = await points.list()
     const known = await damage.read()
     const isDamaged = (pack: string, id: Uint8Array) => known.hasCopy(pack, id)
-    const census = await PackCensus.take(packs, isDamaged, signal)
+    const census = await PackCensus.take(packs, { isDamaged }, signal)
     try {
       const marked = await this.#mark(listed, undefined, signal)
       return await Survey.take(this.#options, { census, marked, listed, liveRuns: liveRuns.length }, signal)

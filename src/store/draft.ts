@@ -164,7 +164,8 @@ export class Draft implements PointDraft {
     return claimed.filter((_, at) => {
       const place = places[at]
       if (place === undefined || !place.sealed || condemned.has(place.pack)) return true
-      if (damage.hasCopy(place.pack, claimedIds.subarray(at * ID_BYTES, (at + 1) * ID_BYTES))) return true
+      const id = claimedIds.subarray(at * ID_BYTES, (at + 1) * ID_BYTES)
+      if (damage.hasCopy(place.pack, id) || locator.isDistrusted(place.pack, id)) return true
       this.#reliedOn.add(place.pack)
       const key = keys[at]
       if (key !== undefined) this.#underWay.delete(key)

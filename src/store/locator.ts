@@ -34,6 +34,7 @@ export class Locator {
   readonly #storeId: Uint8Array
   /** Packs that were there, with the right size, when first looked at. */
   readonly #live = new Map<string, PackState>()
+  readonly #distrusted = new Set<string>()
   readonly #ciphers = new Map<string, Promise<RecordCipher | undefined>>()
 
   constructor(options: LocatorOptions) {
@@ -74,6 +75,16 @@ export class Locator {
   async isLive(pack: string): Promise<boolean> {
     const state = this.#live.get(pack)
     return state !== undefined && (await this.#packs.size(pack)) === state.size
+  }
+
+  /** Takes note of a copy that could not be read. */
+  distrust(pack: string, id: Uint8Array): void {
+    this.#distrusted.add(`${pack}${toHex(id)}`)
+  }
+
+  /** Whether a copy could not be read by this process: a new point must not rely on it. */
+  isDistrusted(pack: string, id: Uint8Array): boolean {
+    return this.#distrusted.size > 0 && this.#distrusted.has(`${pack}${toHex(id)}`)
   }
 
   /** Forgets what was known of packs that may have gone. */

@@ -44,6 +44,13 @@ export interface LiveRecord {
   readonly references: number
 }
 
+export interface CensusOptions {
+  /** Knows the copies that were found damaged: they count only where there is no other. */
+  readonly isDamaged: (packId: string, id: Uint8Array) => boolean
+  /** A pack that the disk does not give back counts as unreadable instead of failing all. */
+  readonly takesUnreadable?: boolean | undefined
+}
+
 /**
  * What the pack files themselves say they hold. The index is not asked: a
  * deletion that trusts a cache loses what the cache forgot.
@@ -66,22 +73,17 @@ export class PackCensus implements AsyncDisposable {
   }
 
   /**
-   * Lists the packs and reads their footers. `isDamaged` knows the copies that
-   * were found damaged: they count only where there is no other. Rejects with
-   * E_IO, E_REFUSED, E_INTERRUPTED: a pack that cannot be read is not an empty one.
+   * Lists the packs and reads their footers. Rejects with E_IO, E_REFUSED,
+   * E_INTERRUPTED: a pack that cannot be read is not an empty one.
    */
-  static async take(
-    catalog: PackCatalog,
-    isDamaged: (packId: string, id: Uint8Array) => boolean,
-    signal: AbortSignal,
-  ): Promise<PackCensus> {
+  static async take(catalog: PackCatalog, options: CensusOptions, signal: AbortSignal): Promise<PackCensus> {
     const records = new IdRecords(ENTRY_WORDS)
     const packs: CountedPack[] = []
     let recordCount = 0
     try {
       await forEachLimited(await catalog.list(), PACKS_AT_ONCE, async id => {
         throwIfAborted(signal)
-        const found = await inspect(catalog, id)
+        const found = await inspect(catalog, id, options.takesUnreadable === true)
         if (found === undefined) return
         const { contents, size, state } = found
         const entries = contents?.entries ?? []
@@ -96,7 +98,7 @@ export class PackCensus implements AsyncDisposable {
         recordCount += entries.length
         if (records.isFull) await records.spill()
       })
-      return new PackCensus(packs, records, { recordCount, isDamaged })
+      return new PackCensus(packs, records, { recordCount, isDamaged: options.isDamaged })
     } catch (error) {
       await records[Symbol.asyncDispose]()
       throw error
@@ -162,7 +164,13 @@ export class PackCensus implements AsyncDisposable {
       if (isGood) take(at, number)
       else second.push(at, number)
     }
-    for (let pair = 0; pair < second.length; pair += 2) take(second[pair] ?? 0, second[pair + 1] ?? 0)
+    for (let pair = 0; pair < second.length; pair += 2) {
+      const [at = 0, number = 0] = second.slice(pair, pair + 2)
+      const id = bytes.slice(at * 4, at * 4 + ID_BYTES)
+      const isOnly = isFound[number] !== 1
+      take(at, number)
+      if (isOnly && this.#isDamaged(this.packs[entries[at + PACK_WORD] ?? 0]?.id ?? '', id)) visitor.onOnlyDamaged?.(id)
+    }
     for (let number = 0; number < table.count; number++) {
       if (isFound[number] === 1) continue
       liveness.missing++
@@ -176,6 +184,8 @@ export interface JoinVisitor {
   onLive(record: LiveRecord): void
   /** Of an id that no pack has. */
   onMissing(id: Uint8Array): void
+  /** Of an id of which there is no copy but one that was found damaged. */
+  onOnlyDamaged(id: Uint8Array): void
 }
 
 /** Which records of which packs recovery points need. Two bits per record. */
@@ -222,15 +232,16 @@ export class Liveness {
   }
 }
 
-async function inspect(
-  catalog: PackCatalog,
-  id: string,
-): Promise<(Pick<CountedPack, 'size' | 'state'> & { readonly contents?: PackContents | undefined }) | undefined> {
+type Inspected = Pick<CountedPack, 'size' | 'state'> & { readonly contents?: PackContents | undefined }
+
+async function inspect(catalog: PackCatalog, id: string, takesUnreadable: boolean): Promise<Inspected | undefined> {
+  const isBad = (error: unknown) =>
+    errorCodeOf(error) === 'E_DAMAGED' || (takesUnreadable && errorCodeOf(error) === 'E_IO')
   try {
     const contents = await catalog.read(id)
     return contents === undefined ? undefined : { contents, size: contents.state.size, state: 'sealed' }
   } catch (error) {
-    if (errorCodeOf(error) !== 'E_DAMAGED') throw error
+    if (!isBad(error)) throw error
   }
   const size = await catalog.size(id)
   if (size === undefined) return undefined
@@ -240,7 +251,7 @@ async function inspect(
     const contents = await catalog.scan(id)
     return contents === undefined ? { size, state: 'unreadable' } : { contents, size, state: 'unsealed' }
   } catch (error) {
-    if (errorCodeOf(error) !== 'E_DAMAGED') throw error
+    if (!isBad(error)) throw error
     return { size, state: 'unreadable' }
   }
 }

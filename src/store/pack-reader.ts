@@ -81,6 +81,10 @@ export class PackReader {
         signal,
       )
     }
+    for (const { piece, pack } of failed) {
+      if (pack !== undefined)
+        this.#locator.distrust(pack, wanted.ids.subarray(piece * ID_BYTES, (piece + 1) * ID_BYTES))
+    }
     if (failed.length > 0) failed = await this.#readCopies(wanted, failed, signal)
     if (failed.length > 0) throw new DamagedChunksError(failed, all.length)
   }

@@ -59,6 +59,11 @@ export class Points implements PointCatalog {
     return points.sort(byDomainAndSequence)
   }
 
+  async readable(): Promise<RecoveryPoint[]> {
+    const points = (await this.#find(undefined)).map(({ point }) => point).filter(point => point !== undefined)
+    return points.sort(byDomainAndSequence)
+  }
+
   async unreadable(): Promise<{ readonly file: string; readonly error: Error }[]> {
     const found = await this.#find(undefined)
     return found.flatMap(({ file, error }) => (error === undefined ? [] : [{ file, error }]))

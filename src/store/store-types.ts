@@ -37,6 +37,13 @@ export interface StorePort extends AsyncDisposable {
   /** Bytes of the chunks that only one of two trees has, by walking just what differs. */
   diffTrees(a: TreeSide, b: TreeSide): AsyncIterable<TreeDifference>
 
+  /**
+   * Runs of chunks that verify found damaged in this tree and nothing has healed
+   * since: a pull reads them again. Nothing, at no cost, where no damage is
+   * known. Rejects with E_IO.
+   */
+  damagedChunks(side: TreeSide, signal: AbortSignal): AsyncIterable<TreeDifference>
+
   readonly chunks: ChunkSource
 
   /** Rejects with E_DAMAGED. */
@@ -73,6 +80,8 @@ export interface ChunkSource {
 export interface PointCatalog {
   /** Newest last, by sequence within a domain. Rejects with E_DAMAGED, E_KEY; never returns a partial list as a whole one. */
   list(domainUuid?: string): Promise<RecoveryPoint[]>
+  /** As list(), without those that cannot be read: for whoever reports these by themselves. */
+  readable(): Promise<RecoveryPoint[]>
   /** Points that are there but cannot be read, with the reason. */
   unreadable(): Promise<{ readonly file: string; readonly error: Error }[]>
   /** The newest point of a domain in this store, by sequence. */
@@ -209,4 +218,39 @@ export interface StoreUsage {
   readonly packBytes: number
   /** Ids that no pack has. */
   readonly missing: number
+}
+
+/** How verify looks at a store. */
+export interface VerifierPort {
+  /** Walks the trees of `points` and holds what they name against what the packs have. Rejects with E_IO, E_INTERRUPTED. */
+  survey(points: readonly RecoveryPoint[], signal: AbortSignal): Promise<VerifySurvey>
+  /** When packs (ids in hex) were last read as a whole, in wall-clock milliseconds. */
+  verifiedPacks(): Promise<ReadonlyMap<string, number>>
+  /** Durable when it resolves; replaces what was noted. */
+  noteVerified(packs: ReadonlyMap<string, number>): Promise<void>
+}
+
+/** A pack with something in it that is needed. Bytes. */
+export interface VerifiedPack {
+  readonly id: string
+  readonly liveBytes: number
+}
+
+/** A part of a recovery point that the store cannot give back: bytes of a disk, or a whole file beside the disks. */
+export type LostPart =
+  | { readonly point: RecoveryPoint; readonly disk: string; readonly offset: number; readonly length: number }
+  | { readonly point: RecoveryPoint; readonly file: string }
+
+export interface VerifySurvey extends AsyncDisposable {
+  readonly packs: readonly VerifiedPack[]
+  /** Packs of which nothing can be told, and those that lost their footer and hold something needed. */
+  readonly damagedPacks: readonly string[]
+  /** Ids found lost so far. */
+  readonly lostCount: number
+  /** Reads what is needed of one pack and checks every byte. Gives how many ids are lost. Rejects with E_INTERRUPTED. */
+  readPack(packId: string, onRead: (bytes: number) => void, signal: AbortSignal): Promise<number>
+  /** What the lost ids are to these points. */
+  findLost(points: readonly RecoveryPoint[], signal: AbortSignal): AsyncIterable<LostPart>
+  /** Keeps the damage in the store, so that the next pull heals it. */
+  remember(): Promise<void>
 }

@@ -23,7 +23,7 @@ import type { PointBlob, TreeRoot } from '../model/recovery-point.js'
 import { native } from '../native/binding.js'
 import { blobGeometry, isOneRecord } from './blobs.js'
 import { Collector } from './collector.js'
-import { DamageList } from './damage-list.js'
+import { DamageList, type KnownDamage } from './damage-list.js'
 import { Draft } from './draft.js'
 import { type PassphraseSource, encryptStore, unlockStore } from './encryption.js'
 import { FileSeals } from './file-seals.js'
@@ -32,6 +32,7 @@ import type { StoreKeys } from './keys.js'
 import { CONDEMNED_FILE, KEY_FOLDER, STORE_FILE, STORE_FOLDERS } from './layout.js'
 import { LocalObjects, isLeftover } from './local-objects.js'
 import { Locator } from './locator.js'
+import { LostRangeFinder } from './lost-ranges.js'
 import { NodeReader } from './node-reader.js'
 import type { ObjectStore } from './object-store.js'
 import { PackCatalog } from './pack-catalog.js'
@@ -54,9 +55,12 @@ import type {
 import { lookUpChunks } from './tree-lookup.js'
 import { diffTrees, walkTree } from './tree-walk.js'
 import { measureUsage } from './usage.js'
+import { Verifier } from './verifier.js'
 
 const DEFAULT_CHUNK_BYTES = 64 * 1024
 const DEFAULT_LEVEL = 1
+/** Damaged ids looked up together. */
+const LOOK_UPS_AT_ONCE = 1024
 /** Firmware state, a kernel, an initrd: nothing of that comes near. */
 const MAX_BLOB_BYTES = 1024 * 1024 * 1024
 
@@ -250,6 +254,27 @@ export class Store implements StorePort {
     })
   }
 
+  /** What a verify of this store is made of. */
+  verifier(): Verifier {
+    return new Verifier({
+      objects: this.objects,
+      packs: this.packs,
+      locator: this.#locator,
+      reader: this.#reader,
+      nodes: this.#nodes,
+      damage: this.damage,
+      keys: this.#keys,
+      chunkSize: this.chunkSize,
+    })
+  }
+
+  async *damagedChunks(side: TreeSide, signal: AbortSignal): AsyncGenerator<TreeDifference> {
+    const known = await this.damage.read()
+    if (known.isEmpty) return
+    const damaged = await this.#unhealed(known)
+    yield* new LostRangeFinder(this.#nodes, id => damaged.has(toHex(id))).find(side, signal)
+  }
+
   /** What recovery points hold alone and together; see usage.ts. */
   usage(roots: readonly Root[], signal: AbortSignal): Promise<StoreUsage> {
     return measureUsage({ nodes: this.#nodes, packs: this.packs, chunkSize: this.chunkSize }, roots, signal)
@@ -285,6 +310,20 @@ export class Store implements StorePort {
       await this.chunks.read(run.ids, out, Uint32Array.from(spans.flat()), signal)
     }
     return out
+  }
+
+  /** Ids, in hex, that the index still finds nowhere but in a damaged copy. */
+  async #unhealed(known: KnownDamage): Promise<ReadonlySet<string>> {
+    const damaged = new Set<string>()
+    for (let at = 0; at < known.copies.length; at += LOOK_UPS_AT_ONCE) {
+      const ids = known.copies.slice(at, at + LOOK_UPS_AT_ONCE).map(({ id }) => id)
+      const places = await this.#locator.locate(Buffer.concat(ids))
+      ids.forEach((id, index) => {
+        const place = places[index]
+        if (place === undefined || known.hasCopy(place.pack, id)) damaged.add(toHex(id))
+      })
+    }
+    return damaged
   }
 
   #refuseStrange(): void {

@@ -15,7 +15,7 @@ export async function measureUsage(
   roots: readonly Root[],
   signal: AbortSignal,
 ): Promise<StoreUsage> {
-  await using census = await PackCensus.take(store.packs, () => false, signal)
+  await using census = await PackCensus.take(store.packs, { isDamaged: () => false }, signal)
   await using marked = await Reachability.mark(roots, store, signal)
   const alone = new Map<number, { storedBytes: number; plainBytes: number }>()
   const usage = { storedBytes: 0, plainBytes: 0, referencedBytes: 0, records: 0 }
