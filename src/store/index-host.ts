@@ -23,6 +23,8 @@ export interface IndexHostOptions {
   readonly lock: FileLock
   readonly repair: IndexRepair
   readonly clock: Clock
+  /** Whether this process has used the index before, through another holder. */
+  readonly isSuccessor: boolean
 }
 
 /**
@@ -96,12 +98,14 @@ export class IndexHost implements IndexService {
   }
 
   async #open(): Promise<LevelIndex> {
-    const { directory, repair } = this.#options
+    const { directory, repair, isSuccessor } = this.#options
     let level: LevelIndex | undefined
     try {
       level = await this.#openWhenFree(directory)
+      // After a holder that died, packs whose entries others wait to put are no news.
+      const isExpected = isSuccessor && (await level.packs()).size > 0
       const added = await repair.fill(level)
-      if (added > 0) repair.announce(`the index lacked ${added} packs and was completed from them`)
+      if (added > 0 && !isExpected) repair.announce(`the index lacked ${added} packs and was completed from them`)
       return level
     } catch (error) {
       await level?.close().catch(() => undefined)

@@ -1,5 +1,6 @@
 import { Level } from 'level'
 
+import { limitedQueue } from '../base/async.js'
 import { fromHex, sameBytes, toHex } from '../base/hex.js'
 import {
   INDEX_PREFIX,
@@ -24,6 +25,8 @@ type Database = Level<Uint8Array, Uint8Array>
 export class LevelIndex implements ChunkIndex {
   readonly #database: Database
   readonly #afterClose: (() => Promise<void>) | undefined
+  /** One at a time: nothing may be put between deleteBatch's look and its deletion. */
+  readonly #writes = limitedQueue(1)
 
   private constructor(database: Database, afterClose: (() => Promise<void>) | undefined) {
     this.#database = database
@@ -67,10 +70,14 @@ export class LevelIndex implements ChunkIndex {
       )
     }
     for (const pack of batch.packs) entries.put(packKey(pack.id), encodePackState(fromHex(pack.id), pack.state))
-    await guarded(() => entries.write({ sync: true }))
+    await this.#writes.add(() => guarded(() => entries.write({ sync: true })))
   }
 
   async deleteBatch(ids: Uint8Array, values: Uint8Array): Promise<void> {
+    await this.#writes.add(() => this.#deleteSame(ids, values))
+  }
+
+  async #deleteSame(ids: Uint8Array, values: Uint8Array): Promise<void> {
     const present = await this.getMany(ids)
     const entries = this.#database.batch()
     for (let index = 0; index < ids.length / ID_BYTES; index++) {

@@ -43,15 +43,24 @@ export class SharedIndex implements ChunkIndex {
   readonly #options: SharedIndexOptions
   #service: Promise<IndexService> | undefined
   #isClosed = false
+  #hasBeenClient = false
 
   private constructor(options: SharedIndexOptions) {
     this.#options = options
   }
 
+  /** Completed from the packs. Rejects with IndexBrokenError. */
   static async open(options: SharedIndexOptions): Promise<SharedIndex> {
     const index = new SharedIndex(options)
-    await index.#elected()
-    return index
+    try {
+      await index.#elected()
+      // What other processes sealed this very moment is no news; the holder tells what is.
+      if (index.#hasBeenClient) await options.repair.fill(index)
+      return index
+    } catch (error) {
+      await index.close()
+      throw error
+    }
   }
 
   async getMany(ids: Uint8Array): Promise<Uint8Array> {
@@ -179,9 +188,13 @@ export class SharedIndex implements ChunkIndex {
     const deadline = clock.monotonic() + ELECTION_TIMEOUT_MS
     for (;;) {
       const { lock, obstacle } = await this.#tryLock()
-      if (lock !== undefined) return await IndexHost.start({ lock, clock, meeting, directory, repair })
+      if (lock !== undefined) {
+        return await IndexHost.start({ lock, clock, meeting, directory, repair, isSuccessor: this.#hasBeenClient })
+      }
       try {
-        return await IndexClient.connect(meeting)
+        const client = await IndexClient.connect(meeting)
+        this.#hasBeenClient = true
+        return client
       } catch (error) {
         // A place that cannot be locked can be shared if somebody holds it, not taken over.
         if (obstacle !== undefined) throw new IndexBrokenError('unwritable', obstacle)

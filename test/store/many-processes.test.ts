@@ -12,7 +12,7 @@ t.setTimeout(240_000)
 const PROCESSES = 8
 const SIZE = 200 * CHUNK
 /** Of holders, with -9. */
-const KILLS = Number(process.env['KILLS'] ?? 8)
+const KILLS = Number(process.env['KILLS'] ?? 10)
 
 async function newStore(t: Test, name = 'store'): Promise<string> {
   const directory = join(t.testdir(), name)
@@ -71,13 +71,17 @@ t.test('what one process stored is not stored again by another', async t => {
   t.strictSame([again.newChunks, back.newChunks], [0, 0])
 })
 
-t.test('writers and readers outlive holders that are killed, and every committed point reads back', async t => {
+t.test('pulls, reads and gcs outlive holders that are killed, and every point that is left reads back', async t => {
   const directory = await newStore(t)
   const processes = await openAll(directory, PROCESSES)
   t.teardown(() => endAll(processes))
   const committed: string[] = []
+  // A gc refuses a store with packs and no point.
+  const seeds = randomSeeds(40)
+  const first = await processes[0]!.order<Pulled>({ kind: 'pull', domain: randomUUID(), size: SIZE, seeds })
+  const removed = new Set<string>()
   const wrong: string[] = []
-  let kills = 0
+  let [kills, sweeps] = [0, 0]
 
   const work = async (at: number): Promise<void> => {
     while (kills < KILLS) {
@@ -87,6 +91,10 @@ t.test('writers and readers outlive holders that are killed, and every committed
           const order = { kind: 'pull', domain: randomUUID(), size: SIZE, seeds: randomSeeds(40) } as const
           committed.push((await process.order<Pulled>(order)).id)
           if (committed.length % 2 === 0) killHolder()
+        } else if (at === 5) {
+          const victim = committed.slice(0, -3).find(id => !removed.has(id))
+          if (victim !== undefined) removed.add(victim)
+          if (await process.order<boolean>({ kind: 'collect', victim })) sweeps++
         } else {
           wrong.push(...(await process.order<Check>({ kind: 'check' })).wrong)
         }
@@ -111,9 +119,10 @@ t.test('writers and readers outlive holders that are killed, and every committed
   t.ok(committed.length >= KILLS, `${committed.length} points`)
   t.strictSame([...wrong, ...check.wrong], [])
   t.strictSame(
-    committed.filter(id => !check.points.includes(id)),
+    [first.id, ...committed].filter(id => !check.points.includes(id) && !removed.has(id)),
     [],
   )
+  t.comment(`${committed.length} points, ${removed.size} removed, ${sweeps} gcs came to their end`)
 })
 
 interface Check {

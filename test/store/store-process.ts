@@ -3,10 +3,13 @@
  * other end of store-processes.ts.
  */
 import { systemClock } from '../../src/base/clock.js'
+import { errorCodeOf } from '../../src/base/errors.js'
 import { INDEX_VALUE_BYTES } from '../../src/format/index-value.js'
 import { ID_BYTES } from '../../src/format/record.js'
+import { GcJob } from '../../src/jobs/gc-job.js'
+import { SILENT_PROGRESS } from '../../src/jobs/progress.js'
 import { Store } from '../../src/store/store.js'
-import { CHUNK, contentsOf, diskBytes, putDisk, readDisk, sideOf } from './harness.js'
+import { CHUNK, contentsOf, diskBytes, never, putDisk, readDisk, sideOf } from './harness.js'
 
 export type Order =
   | { readonly kind: 'open'; readonly directory: string; readonly indexDirectory?: string }
@@ -18,6 +21,8 @@ export type Order =
   | { readonly kind: 'look'; readonly ids: string; readonly times: number }
   /** Enters places that nobody checks. */
   | { readonly kind: 'put'; readonly ids: string }
+  /** Deletes a point, and what it alone needed; says whether a gc came to its end. */
+  | { readonly kind: 'collect'; readonly victim: string | undefined }
   /** The points, without their bytes. */
   | { readonly kind: 'list' }
   | { readonly kind: 'rebuild' }
@@ -68,6 +73,8 @@ async function obey(order: Order): Promise<unknown> {
       await store.index.use(index => index.putBatch({ ids, values, packs: [] }))
       return undefined
     }
+    case 'collect':
+      return await collect(store, order.victim)
     case 'list':
       return (await store.points.list()).map(({ id }) => id)
     case 'rebuild':
@@ -93,7 +100,27 @@ async function pull(open: Store, order: Order & { kind: 'pull' }): Promise<unkno
   return { id: point.id, newChunks }
 }
 
+async function collect(open: Store, victim: string | undefined): Promise<boolean> {
+  const point = victim === undefined ? undefined : await open.points.get(victim)
+  if (point !== undefined) await open.points.remove(point)
+  const job = new GcJob({
+    collector: open.collector(),
+    progress: SILENT_PROGRESS,
+    clock: systemClock,
+    confirmMuch: () => Promise.resolve(),
+  })
+  const swept = await job.run({ drainMs: 20_000 }, never).catch((error: unknown) => {
+    // Another gc, or a pull that takes its time: nothing was deleted.
+    if (!['E_LOCKED', 'E_TIMEOUT'].includes(errorCodeOf(error))) throw error
+    return undefined
+  })
+  return swept !== undefined
+}
+
 async function check(open: Store): Promise<unknown> {
+  // Its lease keeps a gc from what is read here.
+  await using run = await open.runs.begin('check')
+  await using _ = { [Symbol.asyncDispose]: () => run.finish() }
   const points = await open.points.list()
   const wrong: string[] = []
   for (const point of points) {
