@@ -1,15 +1,16 @@
 import { randomUUID } from 'node:crypto'
-import { chmod, mkdir, unlink } from 'node:fs/promises'
-import { dirname, resolve } from 'node:path'
+import { chmod, mkdir, rmdir, unlink } from 'node:fs/promises'
+import { dirname, join, resolve } from 'node:path'
 
 import type { LocalImages } from '../image/local-images.js'
 import { resolveOwner } from '../image/owner.js'
 import { DomainRestore } from '../jobs/restore-domain.js'
 import { RestoreJob } from '../jobs/restore-job.js'
+import type { DiskToOpen, OpenedDisk, RollbackJob } from '../jobs/rollback-job.js'
 import { fileNames } from '../jobs/restore-names.js'
 import { planRestore } from '../jobs/restore-plan.js'
 import type { StorePort } from '../store/store-types.js'
-import { firmwarePlaces } from './places.js'
+import { firmwarePlaces, runtimeDir } from './places.js'
 import type { Session } from './session.js'
 import type { Machine } from './wire.js'
 
@@ -67,4 +68,68 @@ export async function makePassableDirectory(path: string): Promise<void> {
   const first = await mkdir(path, { recursive: true })
   if (first === undefined) return
   for (let made = resolve(path); made.length >= resolve(first).length; made = dirname(made)) await chmod(made, 0o711)
+}
+
+export async function makeRollbackJob(session: Session, store: StorePort, machine: Machine): Promise<RollbackJob> {
+  const { RollbackJob } = await import('../jobs/rollback-job.js')
+  const { RollbackHost } = await import('../libvirt/rollback-host.js')
+  return new RollbackJob({
+    store,
+    host: new RollbackHost(machine.hypervisor),
+    openDisk: (disk, signal) => openDisk(disk, store.id, signal),
+    progress: session.progress,
+    clock: session.clock,
+  })
+}
+
+/** Starts a qemu-nbd on the image, and connects for its extents, and to write where that is asked for. */
+async function openDisk(
+  { domain, target, image, bitmap, writable }: DiskToOpen,
+  storeId: string,
+  signal: AbortSignal,
+): Promise<OpenedDisk> {
+  const { QemuNbd } = await import('../nbd/qemu-nbd.js')
+  const { ExportReader } = await import('../nbd/export-reader.js')
+  const { ExportWriter } = await import('../nbd/export-writer.js')
+  const { ExportImage } = await import('../image/export-image.js')
+  // One name per store and domain, which is locked: what a killed run left is used again.
+  const folder = join(runtimeDir(), `rollback-${storeId.slice(0, 8)}-${domain.uuid}`)
+  await mkdir(folder, { recursive: true, mode: 0o700 })
+  const undo: AsyncDisposable[] = [{ [Symbol.asyncDispose]: () => rmdir(folder).catch(() => undefined) }]
+  const end = async () => {
+    for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
+  }
+  try {
+    const server = await QemuNbd.start(
+      { ...image, exportName: 'disk', bitmap, writable, socket: join(folder, `${target}.sock`) },
+      signal,
+    )
+    undo.push(server)
+    const { socket } = server
+    const common = { exportName: 'disk', requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
+    const reader = await ExportReader.open({ socket }, { ...common, connections: 1, dirtyBitmap: bitmap }, signal)
+    undo.push(reader)
+    const writer = writable
+      ? new ExportImage(
+          image.path,
+          reader.size,
+          await ExportWriter.open({ socket }, { ...common, connections: NBD_CONNECTIONS }, signal),
+        )
+      : undefined
+    if (writer !== undefined) undo.push(writer)
+    return {
+      size: reader.size,
+      extents: until => reader.extents(until),
+      writer,
+      close: async () => {
+        await writer?.[Symbol.asyncDispose]()
+        await reader[Symbol.asyncDispose]()
+        await server.stop()
+      },
+      [Symbol.asyncDispose]: end,
+    }
+  } catch (error) {
+    await end()
+    throw error
+  }
 }

@@ -29,6 +29,7 @@ export interface RestoreFlags {
   readonly 'new-uuid'?: boolean | undefined
   readonly 'keep-uuid'?: boolean | undefined
   readonly network?: string | undefined
+  readonly 'in-place'?: boolean | undefined
   readonly 'dry-run'?: boolean | undefined
 }
 
@@ -107,6 +108,48 @@ export function restoreWishes(points: readonly string[], flags: RestoreFlags, js
     dryRun: flags['dry-run'] === true,
   }
 }
+
+/** What `--in-place` is asked to do. */
+export interface InPlaceWishes {
+  readonly point: string
+  readonly disks: readonly string[]
+  readonly dryRun: boolean
+}
+
+/** Of one point, into the disks that its domain has. Throws E_USAGE for flags that make no sense there. */
+export function inPlaceWishes(points: readonly string[], flags: RestoreFlags): InPlaceWishes {
+  const [point, another] = points
+  if (point === undefined || another !== undefined || flags.all === true) {
+    throw usage('--in-place is for one recovery point', ['virtvault restore web01@~1 --in-place'])
+  }
+  const others = Object.entries(flags).filter(([name, value]) => NOT_IN_PLACE.has(name) && value !== undefined)
+  const [[name] = []] = others
+  if (name !== undefined)
+    throw usage(`--${name} does not go with --in-place, which writes into the disks that are there`)
+  return { point, disks: flags.disk ?? [], dryRun: flags['dry-run'] === true }
+}
+
+const NOT_IN_PLACE: ReadonlySet<string> = new Set([
+  'to',
+  'to-pool',
+  'to-device',
+  'to-nbd',
+  'stdout',
+  'sparse',
+  'preallocate',
+  'cluster-size',
+  'compat',
+  'lazy-refcounts',
+  'owner',
+  'mode',
+  'allow-damaged',
+  'define',
+  'start',
+  'name',
+  'new-uuid',
+  'keep-uuid',
+  'network',
+])
 
 function destinationOf(flags: RestoreFlags): WantedPlace {
   const places = [

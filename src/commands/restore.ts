@@ -3,7 +3,9 @@ import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import { restoreRunDocument, restoreRunSummary } from '../cli/restore-view.js'
-import { restoreWishes } from '../cli/restore-wishes.js'
+import { inPlaceWishes, type InPlaceWishes, restoreWishes } from '../cli/restore-wishes.js'
+import { rollbackDocument, rollbackSummary } from '../cli/rollback-view.js'
+import type { GlobalFlagValues } from '../cli/settings.js'
 
 export default class RestoreCommand extends BaseCommand {
   static override description =
@@ -30,6 +32,7 @@ export default class RestoreCommand extends BaseCommand {
       command: '<%= config.bin %> restore --all --to /var/lib/libvirt/images --define -t /mnt/backup',
       description: 'On a new host: the newest point of every domain in the store',
     },
+    { command: '<%= config.bin %> restore web01@~1 --in-place', description: 'Roll a shut-off domain back' },
     { command: '<%= config.bin %> restore web01@~1 --to /srv/restored -n', description: 'Only say what would be done' },
   ]
   static override args = {
@@ -89,11 +92,13 @@ export default class RestoreCommand extends BaseCommand {
       summary: 'keep the interfaces, have none, or put all of them on a network of libvirt',
       helpValue: 'keep|none|NAME',
     }),
+    'in-place': Flags.boolean({ summary: 'write what differs back into the disks of the shut-off domain' }),
     'dry-run': Flags.boolean({ char: 'n', summary: 'say what would be written, and how much' }),
   }
 
   override async run(): Promise<Envelope> {
     const { args, flags } = await this.parse(RestoreCommand)
+    if (flags['in-place']) return await this.#inPlace(inPlaceWishes(args.point ?? [], flags), flags)
     const wishes = restoreWishes(args.point ?? [], flags, this.jsonEnabled())
     await using session = await this.session(flags)
     const { runRestore } = await import('../cli/restore-run.js')
@@ -104,5 +109,13 @@ export default class RestoreCommand extends BaseCommand {
     if (wishes.destination.kind === 'stream' && !wishes.dryRun) for (const line of lines) session.note(line)
     else session.print(lines)
     return this.finish(restoreRunDocument(run, wishes.points === 'all' || wishes.points.length > 1))
+  }
+  async #inPlace(wishes: InPlaceWishes, flags: GlobalFlagValues): Promise<Envelope> {
+    await using session = await this.session(flags)
+    const { runInPlace } = await import('../cli/in-place-run.js')
+    const run = await runInPlace(session, wishes)
+    await session.endProgress()
+    session.print(rollbackSummary(run))
+    return this.finish(rollbackDocument(run))
   }
 }
