@@ -1,5 +1,8 @@
 import t from 'tap'
 
+import { systemClock } from '../../src/base/clock.js'
+import { GcJob } from '../../src/jobs/gc-job.js'
+import { SILENT_PROGRESS } from '../../src/jobs/progress.js'
 import { native } from '../../src/native/binding.js'
 import { Store } from '../../src/store/store.js'
 import { MemoryProvider } from '../fakes/memory-provider.js'
@@ -11,6 +14,7 @@ import {
   contentsOf,
   diskBytes,
   given,
+  never,
   pull,
   putDisk,
   readDisk,
@@ -150,4 +154,32 @@ t.test('no key meets a nonce twice, over many runs, given up and cut off ones to
   t.ok(packs.size > 30, `${packs.size} packs`)
   t.ok(records > 50, `${records} records`)
   t.equal(used.size, records)
+})
+
+t.test('a gc of an encrypted store rewrites packs under keys of their own, and loses nothing', async t => {
+  const fs = await makeStore()
+  const recorded = recordPacks(fs)
+  await using store = await open(fs, 'right')
+  const first = await pull(store, geometry, DISK)
+  const second = await pull(store, geometry, [[3, 9]], first.point)
+  const packs = await store.packs.list()
+  await store.points.remove(first.point)
+
+  const job = new GcJob({
+    collector: store.collector(),
+    progress: SILENT_PROGRESS,
+    clock: systemClock,
+    confirmMuch: () => Promise.resolve(),
+  })
+  await job.run({ threshold: 1 }, never)
+
+  const left = await store.packs.list()
+  t.ok(
+    left.some(pack => !packs.includes(pack)),
+    'a pack was rewritten',
+  )
+  t.ok((await readDisk(store, sideOf(second.point))).equals(diskBytes(geometry, new Map([...DISK, [3, 9]]))))
+  const salts = [...recorded.values()].map(parts => Buffer.concat(parts).subarray(48, 80).toString('hex'))
+  t.equal(new Set(salts).size, salts.length)
+  for (const [name, bytes] of fs.files()) t.equal(bytes.indexOf('web01'), -1, name)
 })
