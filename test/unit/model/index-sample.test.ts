@@ -2,24 +2,14 @@ import fc from 'fast-check'
 import t from 'tap'
 
 import { IndexSample } from '../../../src/model/index-sample.js'
-
-/** A small generator with a seed, good enough to tell uniform from not. */
-function generator(seed: number): () => number {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
+import { seededRandom } from '../../harness/seeded-random.js'
 
 const runsOf = fc.array(fc.record({ gap: fc.nat(50), count: fc.integer({ min: 1, max: 400 }) }), { maxLength: 20 })
 
 t.test('a sample holds distinct indexes of the runs, all of them where there are few', async () => {
   fc.assert(
     fc.property(runsOf, fc.nat(40), fc.nat(), (runs, size, seed) => {
-      const sample = new IndexSample(size, generator(seed))
+      const sample = new IndexSample(size, seededRandom(seed))
       const offered = new Set<number>()
       let at = 0
       for (const { gap, count } of runs) {
@@ -45,7 +35,7 @@ t.test('every index has the same chance, however it is offered', async t => {
   const rounds = 20_000
 
   for (let seed = 0; seed < rounds; seed++) {
-    const sample = new IndexSample(5, generator(seed))
+    const sample = new IndexSample(5, seededRandom(seed))
     sample.add(0, 1)
     sample.add(1, 60)
     for (let i = 61; i < 100; i++) sample.add(i, 1)
