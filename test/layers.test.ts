@@ -34,8 +34,14 @@ const MAP: ModuleMap = {
     cli: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs', 'daemon', 'commands'] },
     daemon: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs'] },
   },
-  // wire.ts and its part for restores make objects, command-table.ts loads the command that was asked for
-  builders: ['cli/wire.ts', 'cli/restore-wire.ts', 'cli/guardian-main.ts', 'cli/command-table.ts'],
+  // wire.ts and its parts make objects, command-table.ts loads the command that was asked for
+  builders: [
+    'cli/wire.ts',
+    'cli/restore-wire.ts',
+    'cli/export-wire.ts',
+    'cli/guardian-main.ts',
+    'cli/command-table.ts',
+  ],
   packages: {
     '@oclif/core': /^(cli|commands)\//,
     ansis: /^cli\//,

@@ -57,6 +57,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/restore.js'),
   },
   {
+    id: 'export',
+    group: 'DAILY',
+    summary: 'Serve the disks of a recovery point over NBD, read-only',
+    load: () => import('../commands/export.js'),
+  },
+  {
     id: 'forget',
     group: 'KEEPING',
     summary: 'Delete recovery points',

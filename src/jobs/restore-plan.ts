@@ -91,7 +91,8 @@ export function planRestore(request: RestoreRequest): RestorePlan {
   }
 }
 
-function chooseDisks(point: RecoveryPoint, wanted: readonly string[] | undefined): readonly PointDisk[] {
+/** Throws E_NO_DISK for a disk that the point has not. */
+export function chooseDisks(point: RecoveryPoint, wanted: readonly string[] | undefined): readonly PointDisk[] {
   const missing = wanted?.find(target => !point.disks.some(disk => disk.target === target))
   if (missing !== undefined) {
     const skipped = point.skipped.find(disk => disk.target === missing)

@@ -1,0 +1,96 @@
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import { errorCodeOf, messageOf } from '../base/errors.js'
+import { ServeJob } from '../jobs/serve-job.js'
+import { shortId } from '../model/point-ref.js'
+import type { RecoveryPoint } from '../model/recovery-point.js'
+import { ExportServer, type ServerAddress } from '../nbd/export-server.js'
+import { readServerCredentials } from '../nbd/server-tls.js'
+import type { StorePort } from '../store/store-types.js'
+import type { ServedAt } from './export-view.js'
+import type { Session } from './session.js'
+import { runtimeDir } from './places.js'
+
+/** Makes what `export` needs; a part of wire.ts that only it loads. */
+
+/** Exports of one point at once that get a socket without being asked. */
+const DEFAULT_SOCKETS = 16
+
+export interface ExportWish {
+  readonly point: RecoveryPoint
+  readonly disks: readonly string[] | undefined
+  readonly cacheBytes: number
+  /** undefined: a unix socket of our own. */
+  readonly where: { readonly path: string } | { readonly host: string; readonly port: number } | undefined
+  readonly tlsDirectory: string | undefined
+}
+
+export interface StartedExport extends AsyncDisposable {
+  readonly job: ServeJob
+  readonly at: ServedAt
+  /** Resolves on SIGINT and its like, which are how an export ends; with `once` also when its clients have gone. */
+  untilEnd(once: boolean, signal: AbortSignal): Promise<void>
+}
+
+/** Serves when it resolves. Rejects as ServeJob.start() and ExportServer.listen(). */
+export async function startExport(session: Session, store: StorePort, wish: ExportWish): Promise<StartedExport> {
+  const tls = wish.tlsDirectory === undefined ? undefined : await readServerCredentials(wish.tlsDirectory)
+  const start = (address: ServerAddress) =>
+    ServeJob.start(
+      {
+        store,
+        listen: (exports, onReadFailure) =>
+          ExportServer.listen(address, {
+            exports,
+            tls,
+            onReadFailure,
+            onConnectionFailure: error => session.progress.report(logOf(error)),
+          }),
+        onDamage: error => session.complain(`${error.message}  [${error.code}]`),
+      },
+      wish,
+    )
+  const { where } = wish
+  if (where !== undefined && 'host' in where) {
+    const job = await start({ kind: 'tcp', ...where })
+    const port = job.server.port ?? where.port
+    return startedExport(job, { kind: 'tcp', host: where.host, port, tls: tls !== undefined })
+  }
+  if (where !== undefined) return startedExport(await start({ kind: 'unix', ...where }), { kind: 'unix', ...where })
+  const directory = runtimeDir()
+  await mkdir(directory, { recursive: true })
+  for (let number = 1; ; number++) {
+    const path = join(directory, `export-${shortId(wish.point.id)}${number === 1 ? '' : `-${number}`}.sock`)
+    try {
+      return startedExport(await start({ kind: 'unix', path }), { kind: 'unix', path })
+    } catch (error) {
+      // Taken: by another export of the same point, most likely.
+      if (errorCodeOf(error) !== 'E_EXISTS' || number === DEFAULT_SOCKETS) throw error
+    }
+  }
+}
+
+function startedExport(job: ServeJob, at: ServedAt): StartedExport {
+  return {
+    job,
+    at,
+    untilEnd: async (once, signal) => {
+      const interrupted = new Promise<void>(resolve => {
+        if (signal.aborted) resolve()
+        signal.addEventListener('abort', () => resolve(), { once: true })
+      })
+      const served = once ? job.server.untilServed(signal) : new Promise<void>(() => undefined)
+      await Promise.race([interrupted, served.catch((error: unknown) => rethrowUnless(signal.aborted, error))])
+    },
+    [Symbol.asyncDispose]: () => job[Symbol.asyncDispose](),
+  }
+}
+
+function rethrowUnless(isExpected: boolean, error: unknown): void {
+  if (!isExpected) throw error
+}
+
+function logOf(error: unknown) {
+  return { kind: 'log', level: 'debug', message: `a client was dropped: ${messageOf(error)}` } as const
+}

@@ -1,0 +1,94 @@
+import { resolve } from 'node:path'
+
+import * as Args from '@oclif/core/args'
+import * as Flags from '@oclif/core/flags'
+
+import { BackupError } from '../base/errors.js'
+import { BaseCommand, type Envelope } from '../cli/base-command.js'
+import { exportDocument, exportEvent, exportLines } from '../cli/export-view.js'
+import { findPoint } from '../cli/points.js'
+import { parseHostPort } from '../cli/host-port.js'
+import { writeErr } from '../cli/streams.js'
+import { parseSize } from '../model/size.js'
+
+export default class ExportCommand extends BaseCommand {
+  static override description =
+    'Serves the disks of a recovery point over NBD, read-only, for qemu-img, nbdcopy, guestfish or QEMU itself, until ' +
+    'Ctrl-C. What is served is safe from gc meanwhile. A unix socket is for this user alone; TCP needs TLS, or ' +
+    '--insecure. With --json, one line on stderr says where to connect, and the document comes at the end.'
+  static override examples = [
+    { command: '<%= config.bin %> export web01@latest', description: 'On a socket of its own; prints lines to paste' },
+    {
+      command: '<%= config.bin %> export web01@~1:vda --socket /run/web01.sock --once',
+      description: 'One disk, until its client has gone',
+    },
+    {
+      command: '<%= config.bin %> export web01@latest --listen 10.0.0.5:10809 --tls /etc/pki/virtvault',
+      description: 'For other hosts',
+    },
+  ]
+  static override args = {
+    point: Args.string({
+      description: '[DOMAIN]@REF[:DISK], REF = latest, ~N, an id, a date or a tag',
+      required: true,
+      ignoreStdin: true,
+    }),
+  }
+  static override flags = {
+    socket: Flags.string({ summary: 'listen on this unix socket', helpValue: 'PATH', exclusive: ['listen'] }),
+    listen: Flags.string({ summary: 'listen on TCP; port 0 takes a free one', helpValue: 'HOST:PORT' }),
+    tls: Flags.string({
+      summary: 'directory with server-cert.pem and server-key.pem; with ca-cert.pem clients need certificates',
+      helpValue: 'DIR',
+      dependsOn: ['listen'],
+      exclusive: ['insecure'],
+    }),
+    insecure: Flags.boolean({ summary: 'serve over TCP to everybody, unencrypted', dependsOn: ['listen'] }),
+    disk: Flags.string({
+      summary: 'only this disk (repeatable)',
+      helpValue: 'vda',
+      multiple: true,
+      multipleNonGreedy: true,
+    }),
+    once: Flags.boolean({ summary: 'end when the last client has gone' }),
+    cache: Flags.string({ summary: 'memory for decoded chunks', helpValue: '64MiB', default: '64MiB' }),
+  }
+
+  override async run(): Promise<Envelope> {
+    const { args, flags } = await this.parse(ExportCommand)
+    await using session = await this.session(flags)
+    const { openStore } = await import('../cli/wire.js')
+    const { startExport } = await import('../cli/export-wire.js')
+    const cacheBytes = parseSize(flags.cache)
+    const listen = flags.listen === undefined ? undefined : parseHostPort(flags.listen)
+    if (listen !== undefined && flags.tls === undefined && !flags.insecure) {
+      throw new BackupError('E_REFUSED', 'whoever reaches a TCP port could read the disks', {
+        hints: ['give --tls DIR, or --insecure if the network is yours alone'],
+      })
+    }
+    await using store = await openStore(session)
+    const { noted, ref } = await findPoint(store, args.point)
+    if (ref.path !== undefined) {
+      throw new BackupError('E_USAGE', 'export serves whole disks, not files within them', {
+        hints: [`leave out ${ref.path}`],
+      })
+    }
+    const disks = [...(flags.disk ?? []), ...(ref.disk === undefined ? [] : [ref.disk])]
+    const { point } = noted
+    const started = session.clock.monotonic()
+    await using exported = await startExport(session, store, {
+      point,
+      disks: disks.length === 0 ? undefined : disks,
+      cacheBytes,
+      where: listen ?? (flags.socket === undefined ? undefined : { path: resolve(flags.socket) }),
+      tlsDirectory: flags.tls,
+    })
+    const { job, at } = exported
+    if (session.settings.json) writeErr([exportEvent(point, job.disks, at)])
+    else session.print(exportLines(point, job.disks, at))
+
+    await exported.untilEnd(flags.once, session.signal)
+    const outcome = { point, at, disks: job.disks, failedReads: job.failedReads }
+    return this.finish(exportDocument({ ...outcome, durationMs: session.clock.monotonic() - started }))
+  }
+}

@@ -1,0 +1,149 @@
+import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
+import { shortId } from '../model/point-ref.js'
+import type { RecoveryPoint } from '../model/recovery-point.js'
+import type { ServedExport } from '../nbd/served-export.js'
+import type { Run, StorePort } from '../store/store-types.js'
+import { ChunkCache } from './chunk-cache.js'
+import { pointName } from './restore-damage.js'
+import { chooseDisks } from './restore-plan.js'
+import { StoredDisk } from './stored-disk.js'
+
+/** What the job needs of `ExportServer`. */
+export interface RunningServer extends AsyncDisposable {
+  /** The TCP port that it got; undefined on a unix socket. */
+  readonly port: number | undefined
+  /** Resolves when clients were served and none is left. Rejects with the signal's reason. */
+  untilServed(signal: AbortSignal): Promise<void>
+}
+
+export interface ServePorts {
+  readonly store: Pick<StorePort, 'chunkSize' | 'walkTree' | 'chunks' | 'runs' | 'points'>
+  /** Listening when it resolves; `onReadFailure` is told of reads that a disk could not answer. */
+  readonly listen: (exports: readonly ServedExport[], onReadFailure: (error: unknown) => void) => Promise<RunningServer>
+  /** Told of the first read that failed. Must not throw. */
+  readonly onDamage: (error: BackupError) => void
+}
+
+export interface ServeRequest {
+  readonly point: RecoveryPoint
+  /** Disk targets; all of the point unless given. */
+  readonly disks?: readonly string[] | undefined
+  /** Memory for decoded chunks of all disks together. */
+  readonly cacheBytes: number
+}
+
+export interface OfferedDisk {
+  readonly target: string
+  readonly size: number
+  /** `web01@3f9c2a1:vda` */
+  readonly exportName: string
+}
+
+/**
+ * Serves the disks of a recovery point over NBD, read-only, until it is
+ * disposed. Holds a lease all the while, so that no gc takes what is served,
+ * even if the point is deleted meanwhile.
+ */
+export class ServeJob implements AsyncDisposable {
+  readonly disks: readonly OfferedDisk[]
+  readonly server: RunningServer
+  readonly #lease: Run
+  readonly #cache: ChunkCache
+  readonly #damage: DamageCount
+
+  private constructor(parts: {
+    readonly disks: readonly OfferedDisk[]
+    readonly server: RunningServer
+    readonly lease: Run
+    readonly cache: ChunkCache
+    readonly damage: DamageCount
+  }) {
+    this.disks = parts.disks
+    this.server = parts.server
+    this.#lease = parts.lease
+    this.#cache = parts.cache
+    this.#damage = parts.damage
+  }
+
+  /**
+   * Serves when it resolves. Rejects with E_NO_DISK, E_NOT_FOUND where the
+   * point was deleted meanwhile, and as `listen` does; then nothing is left.
+   */
+  static async start(ports: ServePorts, request: ServeRequest): Promise<ServeJob> {
+    const { store } = ports
+    const { point } = request
+    const chosen = chooseDisks(point, request.disks)
+    const lease = await store.runs.begin('export')
+    try {
+      // Only now: a point that is here after the lease is kept by it.
+      if ((await store.points.get(point.id)) === undefined) {
+        throw new BackupError('E_NOT_FOUND', `${pointName(point)} was deleted meanwhile`)
+      }
+      const cache = new ChunkCache(store.chunks, store.chunkSize, request.cacheBytes)
+      const damage = new DamageCount(point, ports.onDamage)
+      const offered = chosen.map(disk => ({
+        target: disk.target,
+        size: disk.size,
+        exportName: nameOf(point, disk.target),
+      }))
+      const exports = chosen.map(disk => ({
+        name: nameOf(point, disk.target),
+        description: `disk ${disk.target} of ${point.domain.name}, ${new Date(point.time).toISOString()}`,
+        preferredBlock: store.chunkSize,
+        disk: new StoredDisk({
+          store,
+          root: disk.root,
+          geometry: { size: disk.size, chunkSize: store.chunkSize },
+          cache,
+          aheadBytes: cache.bytes / 2,
+        }),
+      }))
+      const server = await ports.listen(exports, error => damage.note(error))
+      return new ServeJob({ disks: offered, server, lease, cache, damage })
+    } catch (error) {
+      await lease.finish()
+      await lease[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  /** Reads that the store could not answer so far. */
+  get failedReads(): number {
+    return this.#damage.count
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.server[Symbol.asyncDispose]()
+    await this.#cache.idle()
+    await this.#lease.finish()
+    await this.#lease[Symbol.asyncDispose]()
+  }
+}
+
+/** Counts failed reads and tells of the first: a damaged stretch is read again and again. */
+class DamageCount {
+  count = 0
+  readonly #point: RecoveryPoint
+  readonly #tell: (error: BackupError) => void
+
+  constructor(point: RecoveryPoint, tell: (error: BackupError) => void) {
+    this.#point = point
+    this.#tell = tell
+  }
+
+  note(cause: unknown): void {
+    if (this.count++ > 0) return
+    const name = pointName(this.#point)
+    const code = errorCodeOf(cause)
+    this.#tell(
+      new BackupError(code, `${name}: a client read what the store cannot give back: ${messageOf(cause)}`, {
+        hints: [`See what else is damaged: virtvault verify ${name} --level data`],
+        cause,
+      }),
+    )
+  }
+}
+
+function nameOf(point: RecoveryPoint, target: string): string {
+  return `${point.domain.name}@${shortId(point.id)}:${target}`
+}
