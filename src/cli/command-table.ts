@@ -125,6 +125,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/init.js'),
   },
   {
+    id: 'doctor',
+    group: 'SET UP',
+    summary: 'Say what a backup would meet here, and what mends it',
+    load: () => import('../commands/doctor.js'),
+  },
+  {
     id: 'config:validate',
     group: 'SET UP',
     summary: 'Check the configuration',

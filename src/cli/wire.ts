@@ -2,7 +2,9 @@ import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import * as prune from '../jobs/prune-job.js'
 import { pullDomains } from '../jobs/pull-domains.js'
 import type { PullJob } from '../jobs/pull-job.js'
+import type { DoctorJob } from '../jobs/doctor-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
+import { isLocalUri } from './local-libvirt.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { PullHost } from '../libvirt/pull-host.js'
 import type { KeyRing } from '../store/key-ring.js'
@@ -260,6 +262,34 @@ export async function resetCheckpoints(
   const { checkpointPrefix } = await import('../jobs/pull-job.js')
   const host = await makePullHost(machine, undefined)
   return await host.dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
+}
+
+/** Looks at everything a backup depends on; connects and opens by itself, since both may be what is broken. */
+export async function makeDoctorJob(session: Session): Promise<DoctorJob> {
+  const { DoctorJob } = await import('../jobs/doctor-job.js')
+  const { DoctorHost, isAllowedByAppArmor, lookAtDirectory, lookAtTools } = await import('../libvirt/doctor-host.js')
+  const { statfs } = await import('node:fs/promises')
+  return new DoctorJob({
+    tools: lookAtTools,
+    connect: async () => {
+      const machine = await connectMachine(session)
+      const pullHost = await makePullHost(machine, undefined)
+      return {
+        host: new DoctorHost(machine.hypervisor),
+        isLocal: isLocalUri(machine.access.uri),
+        survey: (domain, signal) => pullHost.survey(domain, signal),
+        [Symbol.asyncDispose]: () => machine[Symbol.asyncDispose](),
+      }
+    },
+    openStore: async () => {
+      const store = await openStore(session)
+      const { bavail, bsize } = await statfs(store.location)
+      return { store, free: bavail * bsize }
+    },
+    lookAtDirectory: (purpose, qemuUser) =>
+      lookAtDirectory(purpose === 'runtime' ? runtimeDir() : defaultScratchDir(), purpose, qemuUser),
+    isAllowedByAppArmor,
+  })
 }
 
 async function makePullHost({ hypervisor }: Machine, scratchDir: string | undefined): Promise<PullHost> {

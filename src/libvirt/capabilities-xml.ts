@@ -18,3 +18,9 @@ export function parseQemuUser(text: string): QemuUser | undefined {
   const match = /^\+?(\d+):\+?(\d+)$/.exec(label?.text.trim() ?? '')
   return match === null ? undefined : { uid: Number(match[1]), gid: Number(match[2]) }
 }
+
+/** Names of the security models that the daemon applies: `dac`, `apparmor`, `selinux`. */
+export function parseSecurityModels(text: string): readonly string[] {
+  const host = childOf(parseXml(text, 'capabilities'), 'host')
+  return childrenOf(host, 'secmodel').flatMap(model => textOfChild(model, 'model') ?? [])
+}

@@ -212,6 +212,7 @@ async function requireQemu(uri: string, connection: NativeVirtConnection): Promi
   throw new BackupError('E_UNSUPPORTED', `${uri} runs libvirt ${versionText(version)}; 6.10 or newer is needed`)
 }
 
-function versionText(version: number): string {
+/** `9.0.0` of what libvirt packs into one number. */
+export function versionText(version: number): string {
   return [version / 1_000_000, (version / 1000) % 1000, version % 1000].map(Math.trunc).join('.')
 }
