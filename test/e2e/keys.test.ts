@@ -147,6 +147,7 @@ t.test('init encrypts where a passphrase is configured, and otherwise only if to
       'targets:',
       `  nas: { path: ${folder}/nas, encryption: { passphrase_file: ${key} } }`,
       `  plain: { path: ${folder}/plain, encryption: none }`,
+      `  unit: { path: ${folder}/nas, encryption: { passphrase_credential: key } }`,
       `  unsaid: { path: ${folder}/unsaid }`,
       '',
     ].join('\n'),
@@ -157,6 +158,9 @@ t.test('init encrypts where a passphrase is configured, and otherwise only if to
 
   t.match(parsed((await init('nas')).stdout), { encrypted: true })
   t.equal((await virtvault(['--config', config, 'list', '-t', 'nas'])).code, 0)
+  const inUnit = { CREDENTIALS_DIRECTORY: folder }
+  t.equal((await virtvault(['--config', config, 'list', '-t', 'unit'], inUnit)).code, 0, 'a credential of systemd')
+  t.equal((await virtvault(['--config', config, 'list', '-t', 'unit'])).code, 2, 'outside of its unit')
   t.match(parsed((await init('plain', [], { VIRTVAULT_PASSPHRASE: 'x' })).stdout), { encrypted: false })
   t.equal((await virtvault(['--config', config, 'list', '-t', 'plain'], { VIRTVAULT_PASSPHRASE: 'x' })).code, 0)
   t.match(parsed((await init('unsaid')).stdout), { encrypted: false })
@@ -228,6 +232,8 @@ t.test(
     t.equal(wrong.code, 12, wrong.stdout)
     const differ = await typed(['typed-secret', 'new-secret', 'now-secret'], 'key', 'passwd', '-t', store)
     t.equal(differ.code, 2, differ.stdout)
+    const stopped = await typed(['half a \u0003'], 'list', '-t', store)
+    t.equal(stopped.code, 130, stopped.stdout)
     for (const { stdout } of [made, listed, wrong, differ]) t.notMatch(stdout, /-secret/)
   },
 )

@@ -9,6 +9,8 @@ import { Store } from '../../src/store/store.js'
 import { FIXTURES, GOLDEN_PASSPHRASES, GOLDEN_STORES, copyGolden, sumsOf } from '../golden/golden.js'
 import { given } from './harness.js'
 
+t.setTimeout(120_000)
+
 const expectedSums = (name: string) =>
   readFileSync(join(FIXTURES, `${name}.sha256`), 'utf8')
     .trimEnd()

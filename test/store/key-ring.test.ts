@@ -7,6 +7,8 @@ import { MemoryProvider } from '../fakes/memory-provider.js'
 import { PowerCut, SimulatedFs } from '../fakes/simulated-fs.js'
 import { CHEAP_SCRYPT, CHUNK, given, pull } from './harness.js'
 
+t.setTimeout(120_000)
+
 const ROOT = '/store'
 const geometry = { size: 4 * CHUNK, chunkSize: CHUNK }
 

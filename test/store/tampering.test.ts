@@ -10,6 +10,8 @@ import { MemoryProvider } from '../fakes/memory-provider.js'
 import { SimulatedFs } from '../fakes/simulated-fs.js'
 import { CHEAP_SCRYPT, CHUNK, contentsOf, diskBytes, given, pull, putDisk, readDisk, sideOf } from './harness.js'
 
+t.setTimeout(120_000)
+
 /*
  * What somebody can do who may write to an encrypted store and knows the
  * format, checksums included: every change is noticed, none gives other bytes.
