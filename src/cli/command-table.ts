@@ -87,6 +87,18 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/release.js'),
   },
   {
+    id: 'diff',
+    group: 'DAILY',
+    summary: 'Say how two recovery points differ',
+    load: () => import('../commands/diff.js'),
+  },
+  {
+    id: 'stats',
+    group: 'KEEPING',
+    summary: 'Say what the store holds, and what deleting would free',
+    load: () => import('../commands/stats.js'),
+  },
+  {
     id: 'verify',
     group: 'KEEPING',
     summary: 'Find out whether recovery points can be restored',

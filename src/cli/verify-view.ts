@@ -16,7 +16,7 @@ export function verifyLines(result: VerifyResult, level: 'quick' | 'data'): stri
   const isSound = exitOf(result) === EXIT.ok
   return [
     ...result.unreadable.map(({ file, error }) => `! ${printable(file)} cannot be read: ${printable(error.message)}`),
-    ...result.damagedPacks.map(id => `! pack ${id} has lost its footer or cannot be read at all`),
+    ...result.damagedPacks.map(id => `! pack ${id} has lost its header or footer, or cannot be read at all`),
     ...result.hurt.flatMap(hurtLines),
     `${isSound ? 'ok' : 'DAMAGED'}: ${plural(result.points, 'point')}, level ${level}${read}, ${time}`,
     ...(isSound

@@ -1,4 +1,5 @@
 import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
+import * as diff from '../jobs/diff-job.js'
 import * as prune from '../jobs/prune-job.js'
 import { pullDomains } from '../jobs/pull-domains.js'
 import type { PullJob } from '../jobs/pull-job.js'
@@ -31,7 +32,7 @@ import { isPlace, type TargetPlace, targetPlace } from './targets.js'
  * when it makes it: a list needs neither libvirt nor NBD.
  */
 
-export { prune, pullDomains }
+export { diff, prune, pullDomains }
 
 /** QEMU answers within milliseconds; a disk below it that hangs takes longer. */
 const NBD_REQUEST_TIMEOUT_MS = 120_000
@@ -101,6 +102,21 @@ export async function storeGroups(
   const { groupSelectors } = await import('../config/resolve.js')
   return groupSelectors((await session.config()).config)
 }
+
+/**
+ * A lease for whoever reads a store for long: no gc takes away meanwhile what
+ * a forgotten point had. Nothing where the store cannot be written to.
+ */
+export async function leaseForReading(store: StorePort): Promise<AsyncDisposable> {
+  try {
+    return await store.runs.begin('read')
+  } catch (error) {
+    if (!LEASELESS.has(errorCodeOf(error))) throw error
+    return { [Symbol.asyncDispose]: () => Promise.resolve() }
+  }
+}
+
+const LEASELESS: ReadonlySet<string> = new Set(['E_REFUSED', 'E_NO_SPACE', 'E_IO'])
 
 export interface RetentionRules {
   readonly policyOf: (domain: DomainRef) => prune.DomainPolicy

@@ -26,6 +26,8 @@ export interface CountedPack {
    * short to hold a record.
    */
   readonly state: 'sealed' | 'unsealed' | 'unreadable' | 'stub'
+  /** false where a thorough look found the header damaged; in a plain store its records can be read all the same. */
+  readonly hasHeader: boolean
   readonly records: number
   /** Of all its records, headers included. */
   readonly recordBytes: number
@@ -47,8 +49,11 @@ export interface LiveRecord {
 export interface CensusOptions {
   /** Knows the copies that were found damaged: they count only where there is no other. */
   readonly isDamaged: (packId: string, id: Uint8Array) => boolean
-  /** A pack that the disk does not give back counts as unreadable instead of failing all. */
-  readonly takesUnreadable?: boolean | undefined
+  /**
+   * For verify: a pack that the disk does not give back counts as unreadable
+   * instead of failing all, and headers are looked at too.
+   */
+  readonly isThorough?: boolean | undefined
 }
 
 /**
@@ -83,9 +88,9 @@ export class PackCensus implements AsyncDisposable {
     try {
       await forEachLimited(await catalog.list(), PACKS_AT_ONCE, async id => {
         throwIfAborted(signal)
-        const found = await inspect(catalog, id, options.takesUnreadable === true)
+        const found = await inspect(catalog, id, options.isThorough === true)
         if (found === undefined) return
-        const { contents, size, state } = found
+        const { contents, size, state, hasHeader } = found
         const entries = contents?.entries ?? []
         const number = packs.length
         let recordBytes = 0
@@ -94,7 +99,7 @@ export class PackCensus implements AsyncDisposable {
           recordBytes += bytes
           records.add(entry.id, 0, number, at, bytes, entry.plainLength)
         }
-        packs.push({ id, size, state, records: entries.length, recordBytes, firstRecord: recordCount })
+        packs.push({ id, size, state, hasHeader, records: entries.length, recordBytes, firstRecord: recordCount })
         recordCount += entries.length
         if (records.isFull) await records.spill()
       })
@@ -232,27 +237,41 @@ export class Liveness {
   }
 }
 
-type Inspected = Pick<CountedPack, 'size' | 'state'> & { readonly contents?: PackContents | undefined }
+type Inspected = Pick<CountedPack, 'size' | 'state' | 'hasHeader'> & { readonly contents?: PackContents | undefined }
 
-async function inspect(catalog: PackCatalog, id: string, takesUnreadable: boolean): Promise<Inspected | undefined> {
-  const isBad = (error: unknown) =>
-    errorCodeOf(error) === 'E_DAMAGED' || (takesUnreadable && errorCodeOf(error) === 'E_IO')
+async function inspect(catalog: PackCatalog, id: string, isThorough: boolean): Promise<Inspected | undefined> {
+  const isBad = (error: unknown) => errorCodeOf(error) === 'E_DAMAGED' || (isThorough && errorCodeOf(error) === 'E_IO')
   try {
     const contents = await catalog.read(id)
-    return contents === undefined ? undefined : { contents, size: contents.state.size, state: 'sealed' }
+    if (contents === undefined) return undefined
+    const hasHeader = !isThorough || (await isSound(() => catalog.header(id)))
+    return { contents, size: contents.state.size, state: 'sealed', hasHeader }
   } catch (error) {
     if (!isBad(error)) throw error
   }
   const size = await catalog.size(id)
   if (size === undefined) return undefined
   // Killed before it had written anything that counts.
-  if (size < PACK_HEADER_BYTES + RECORD_HEADER_BYTES) return { size, state: 'stub' }
+  if (size < PACK_HEADER_BYTES + RECORD_HEADER_BYTES) return { size, state: 'stub', hasHeader: false }
   try {
     const contents = await catalog.scan(id)
-    return contents === undefined ? { size, state: 'unreadable' } : { contents, size, state: 'unsealed' }
+    return contents === undefined
+      ? { size, state: 'unreadable', hasHeader: false }
+      : { contents, size, state: 'unsealed', hasHeader: true }
   } catch (error) {
     if (!isBad(error)) throw error
-    return { size, state: 'unreadable' }
+    return { size, state: 'unreadable', hasHeader: false }
+  }
+}
+
+async function isSound(work: () => Promise<unknown>): Promise<boolean> {
+  try {
+    await work()
+    return true
+  } catch (error) {
+    const code = errorCodeOf(error)
+    if (code !== 'E_DAMAGED' && code !== 'E_IO') throw error
+    return false
   }
 }
 

@@ -243,7 +243,7 @@ export type LostPart =
 
 export interface VerifySurvey extends AsyncDisposable {
   readonly packs: readonly VerifiedPack[]
-  /** Packs of which nothing can be told, and those that lost their footer and hold something needed. */
+  /** Packs of which nothing can be told, and those that lost header or footer and hold something needed. */
   readonly damagedPacks: readonly string[]
   /** Ids found lost so far. */
   readonly lostCount: number

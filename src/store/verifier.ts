@@ -98,7 +98,7 @@ class Survey implements VerifySurvey {
       signal,
     )
     const isDamaged = (pack: string, id: Uint8Array) => known.hasCopy(pack, id)
-    const census = await PackCensus.take(options.packs, { isDamaged, takesUnreadable: true }, signal)
+    const census = await PackCensus.take(options.packs, { isDamaged, isThorough: true }, signal)
     try {
       // What an earlier run could not read is lost until somebody reads it.
       const visitor = {
@@ -123,9 +123,10 @@ class Survey implements VerifySurvey {
   }
 
   get damagedPacks(): readonly string[] {
+    const isNeeded = (at: number) => (this.#liveness.liveRecords[at] ?? 0) > 0
     return this.#census.packs
       .filter(
-        ({ state }, at) => state === 'unreadable' || (state !== 'sealed' && (this.#liveness.liveRecords[at] ?? 0) > 0),
+        ({ state, hasHeader }, at) => state === 'unreadable' || (isNeeded(at) && (state !== 'sealed' || !hasHeader)),
       )
       .map(({ id }) => id)
   }
