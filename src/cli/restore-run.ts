@@ -23,7 +23,7 @@ import {
 import type { RestoreWishes, WantedDiskPlace, WantedDomain } from './restore-wishes.js'
 import type { Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
-import { connectMachine, type Machine, openStore } from './wire.js'
+import { connectMachine, leaseForReading, type Machine, openStore } from './wire.js'
 
 /** How one point of a restore ended. */
 export type RestoreOutcome =
@@ -69,6 +69,8 @@ interface Chosen {
  */
 export async function runRestore(session: Session, wishes: RestoreWishes): Promise<RestoreRun> {
   await using store = await openStore(session)
+  // Before the point is looked for: a gc then waits, also where the point is forgotten meanwhile.
+  await using _lease = await leaseForReading(store)
   const chosen = await choosePoints(store, wishes)
   const needsLibvirt = wishes.domain !== undefined || wishes.destination.kind === 'pool'
   await using machine = needsLibvirt
