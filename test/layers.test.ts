@@ -31,7 +31,8 @@ const MAP: ModuleMap = {
     jobs: { may: BELOW_THE_MACHINE, byType: [...LAYER_3, 'config'] },
     // 5: cli/wire.ts alone constructs; the guardian is a process of its own
     commands: { may: ['base', 'model', 'config', 'cli', 'daemon'], byType: [...BELOW_JOBS, 'jobs'] },
-    cli: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs', 'daemon', 'commands'] },
+    // The daemon never looks back at them.
+    cli: { may: ['base', 'model', 'config', 'daemon'], byType: [...BELOW_JOBS, 'jobs', 'commands'] },
     daemon: { may: ['base', 'model', 'config'], byType: [...BELOW_JOBS, 'jobs'] },
   },
   // wire.ts and its parts make objects, command-table.ts loads the command that was asked for
@@ -39,6 +40,7 @@ const MAP: ModuleMap = {
     'cli/wire.ts',
     'cli/restore-wire.ts',
     'cli/export-wire.ts',
+    'cli/wire-daemon.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',
   ],

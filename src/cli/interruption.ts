@@ -12,6 +12,8 @@ export class Interruption implements Disposable {
   /** Called with the name of the first ending signal, before the abort. */
   onFirst: ((name: string) => void) | undefined
   onStatus: (() => void) | undefined
+  /** Called instead of ending, where somebody has a use for SIGHUP. */
+  onHangup: (() => void) | undefined
   readonly #controller = new AbortController()
   readonly #handlers = new Map<NodeJS.Signals, () => void>()
   #caught: EndingSignal | undefined
@@ -41,6 +43,10 @@ export class Interruption implements Disposable {
   }
 
   #end(name: EndingSignal): void {
+    if (name === 'SIGHUP' && this.onHangup !== undefined) {
+      this.onHangup()
+      return
+    }
     if (this.#caught !== undefined) process.exit(EXIT_OF_SIGNAL[name])
     this.#caught = name
     this.onFirst?.(name)

@@ -4,7 +4,7 @@ import { createInterface } from 'node:readline/promises'
 import { BackupError } from '../base/errors.js'
 import { type SecretSource, resolveSecret, secretFromEnv, secretSourceOf } from '../config/secrets.js'
 import { keepFromDescriptor, secretEnvironment } from './secret-env.js'
-import type { Session } from './session.js'
+import type { RunContext } from './session.js'
 import type { TargetPlace } from './targets.js'
 
 /** Of the store; `_FILE`, `_COMMAND` and `_FD` too. */
@@ -23,7 +23,7 @@ export function isPassphraseGiven(place: TargetPlace): boolean {
  * person at the terminal; undefined where there is none of them. Rejects with
  * E_CONFIG.
  */
-export async function storePassphrase(session: Session, place: TargetPlace): Promise<string | undefined> {
+export async function storePassphrase(session: RunContext, place: TargetPlace): Promise<string | undefined> {
   const { encryption } = place
   const source = encryption.kind === 'passphrase' ? secretSourceOf(encryption.section, 'passphrase') : undefined
   const name = `passphrase of ${place.name}`
@@ -31,7 +31,7 @@ export async function storePassphrase(session: Session, place: TargetPlace): Pro
 }
 
 /** The first passphrase of a new store: as storePassphrase(), typed twice. Rejects with E_USAGE where nobody gives one. */
-export async function firstPassphrase(session: Session, place: TargetPlace): Promise<string> {
+export async function firstPassphrase(session: RunContext, place: TargetPlace): Promise<string> {
   const { encryption } = place
   const source = encryption.kind === 'passphrase' ? secretSourceOf(encryption.section, 'passphrase') : undefined
   const name = `passphrase for ${place.name}`
@@ -39,12 +39,12 @@ export async function firstPassphrase(session: Session, place: TargetPlace): Pro
 }
 
 /** The passphrase of a new key slot. Rejects with E_USAGE where nobody gives one, E_CONFIG. */
-export async function newPassphrase(session: Session): Promise<string> {
+export async function newPassphrase(session: RunContext): Promise<string> {
   return (await resolved(session, { name: 'new passphrase', variable: NEW })) ?? (await askTwice(session, NEW))
 }
 
 /** An exported key, from a file, `-` for standard input, or typed. Rejects with E_CONFIG, E_USAGE. */
-export async function exportedKey(session: Session, file: string | undefined): Promise<string> {
+export async function exportedKey(session: RunContext, file: string | undefined): Promise<string> {
   if (file !== undefined) {
     const source: SecretSource = file === '-' ? { fd: 0 } : { file }
     const text = await resolved(session, { name: 'exported key', source })
@@ -61,7 +61,7 @@ interface Wanted {
   readonly source?: SecretSource | undefined
 }
 
-async function resolved(session: Session, wanted: Wanted): Promise<string | undefined> {
+async function resolved(session: RunContext, wanted: Wanted): Promise<string | undefined> {
   const found = await resolveSecret({ ...wanted, env: secretEnvironment() }, session.signal)
   for (const warning of found?.warnings ?? []) session.warn(warning)
   if (found !== undefined && wanted.variable !== undefined) keepFromDescriptor(wanted.variable, found.secret)
@@ -72,7 +72,7 @@ function inEnvironment(variable: string): boolean {
   return Object.values(secretFromEnv(variable, secretEnvironment())).some(value => value !== undefined)
 }
 
-async function askTwice(session: Session, variable: string): Promise<string> {
+async function askTwice(session: RunContext, variable: string): Promise<string> {
   const first = await askHidden(session, 'A new passphrase: ')
   if (first === undefined) {
     throw new BackupError('E_USAGE', 'no new passphrase was given', {
@@ -85,12 +85,12 @@ async function askTwice(session: Session, variable: string): Promise<string> {
   return first
 }
 
-function askHidden(session: Session, question: string): Promise<string | undefined> {
+function askHidden(session: RunContext, question: string): Promise<string | undefined> {
   return ask(session, question, 'hidden')
 }
 
 /** undefined where no person is there to answer. */
-async function ask(session: Session, question: string, echo: 'shown' | 'hidden'): Promise<string | undefined> {
+async function ask(session: RunContext, question: string, echo: 'shown' | 'hidden'): Promise<string | undefined> {
   if (!process.stdin.isTTY || !process.stderr.isTTY || session.settings.json) return undefined
   const nowhere = new Writable({ write: (_chunk, _encoding, done) => done() })
   const output = echo === 'shown' ? process.stderr : nowhere

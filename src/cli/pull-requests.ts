@@ -2,7 +2,7 @@ import { availableParallelism } from 'node:os'
 
 import { BackupError } from '../base/errors.js'
 import type { LoadedConfig } from '../config/load.js'
-import { autostartGroups, groupSelectors, resolveJob } from '../config/resolve.js'
+import { autostartGroups, groupSelectors, type ResolvedJob, resolveJob } from '../config/resolve.js'
 import type { PullRequest } from '../jobs/pull-ports.js'
 import type { JobSettings } from '../model/domain-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
@@ -53,8 +53,16 @@ export function preparePull(
   loaded: LoadedConfig,
   env: Environment,
 ): PreparedPull {
-  const flags = wishes.settings
-  const { settings } = resolveJob(loaded, domain, { timeZone: localTimeZone(), env, flags })
+  const { settings } = resolveJob(loaded, domain, { timeZone: localTimeZone(), env, flags: wishes.settings })
+  return pullFor(domain, settings, wishes)
+}
+
+/** The pull that `settings` ask for. */
+export function pullFor(
+  domain: DomainRef,
+  settings: ResolvedJob['settings'],
+  wishes: Pick<PullWishes, 'mode' | 'scratchLimitBytes' | 'comment'>,
+): PreparedPull {
   const mode = wishes.mode === 'auto' && settings.onBrokenChain === 'fail' ? 'incremental' : wishes.mode
   const freeze = settings.quiesce === 'required' ? 'required' : settings.quiesce ? 'auto' : 'off'
   return {

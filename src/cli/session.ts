@@ -3,27 +3,42 @@ import { createInterface } from 'node:readline/promises'
 import { type Clock, systemClock } from '../base/clock.js'
 import { BackupError, type Warning } from '../base/errors.js'
 import type { ConfigRequest, LoadedConfig } from '../config/load.js'
+import type { Progress } from '../jobs/progress.js'
 import type { Interruption } from './interruption.js'
 import { printable } from './printable.js'
 import { type ProgressDisplay, openProgress } from './progress.js'
 import type { Settings } from './settings.js'
 import { writeErr, writeOut } from './streams.js'
 
+/** What the wiring needs of who asks for a job: a command's session has it, and so has each run of the daemon. */
+export interface RunContext {
+  readonly settings: Settings
+  readonly clock: Clock
+  readonly signal: AbortSignal
+  readonly progress: Progress
+  config(): Promise<LoadedConfig>
+  warn(warning: Warning): void
+  /** Rejects with E_REFUSED unless somebody agrees. */
+  confirm(question: string): Promise<void>
+}
+
 /**
  * One run of one command: its settings, its abort signal, its progress display
  * and its way to the terminal. Disposing it ends the display, so that errors
  * are printed below it.
  */
-export class Session implements AsyncDisposable {
+export class Session implements RunContext, AsyncDisposable {
   readonly settings: Settings
   readonly clock: Clock = systemClock
   readonly signal: AbortSignal
   readonly progress: ProgressDisplay
+  readonly #interruption: Interruption
   #config: Promise<LoadedConfig> | undefined
 
-  private constructor(settings: Settings, signal: AbortSignal, progress: ProgressDisplay) {
+  private constructor(settings: Settings, interruption: Interruption, progress: ProgressDisplay) {
     this.settings = settings
-    this.signal = signal
+    this.#interruption = interruption
+    this.signal = interruption.signal
     this.progress = progress
   }
 
@@ -35,7 +50,12 @@ export class Session implements AsyncDisposable {
     const progress = await openProgress(settings, { title, clock: systemClock, stream: process.stderr })
     interruption.onStatus = () => progress.status()
     interruption.onFirst = name => progress.note(`${name}: cleaning up; once more stops at once`)
-    return new Session(settings, interruption.signal, progress)
+    return new Session(settings, interruption, progress)
+  }
+
+  /** From now on a SIGHUP calls `handler` instead of ending the run. */
+  onHangup(handler: () => void): void {
+    this.#interruption.onHangup = handler
   }
 
   /** The configuration, read once and only by who needs it; empty where there is none. Rejects with E_CONFIG. */

@@ -22,7 +22,7 @@ import { defaultScratchDir, runtimeDir } from './places.js'
 import { localTimeZone } from './points.js'
 import type { RetentionPolicy } from '../model/retention.js'
 import { secretEnvironment } from './secret-env.js'
-import type { Session } from './session.js'
+import type { RunContext } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
 import { isPlace, type TargetPlace, targetPlace } from './targets.js'
 
@@ -41,7 +41,7 @@ const NBD_REQUEST_TIMEOUT_MS = 120_000
  * Where the store of this run is; reads the configuration only where it must.
  * `preferred` counts where neither flag nor variable names one. Rejects as targetPlace().
  */
-export async function findTarget(session: Session, preferred?: string): Promise<TargetPlace> {
+export async function findTarget(session: RunContext, preferred?: string): Promise<TargetPlace> {
   const target = session.settings.target ?? preferred
   if (target !== undefined && isPlace(target)) return targetPlace(target, {})
   const { config } = await session.config()
@@ -49,11 +49,12 @@ export async function findTarget(session: Session, preferred?: string): Promise<
 }
 
 /** Opens the store that `-t` names. Rejects with E_USAGE where none is named, E_NO_STORE, E_STORE_FORMAT, E_KEY. */
-export async function openStore(session: Session, preferred?: string): Promise<StorePort> {
+export async function openStore(session: RunContext, preferred?: string): Promise<StorePort> {
   return await openPlace(session, await findTarget(session, preferred))
 }
 
-async function openPlace(session: Session, place: TargetPlace): Promise<Store> {
+/** Opens the store at `place`. Rejects as openStore(). */
+export async function openPlace(session: RunContext, place: TargetPlace): Promise<Store> {
   const { Store } = await import('../store/store.js')
   const { isPassphraseGiven, storePassphrase } = await import('./passphrases.js')
   return await Store.open(place.path, {
@@ -64,7 +65,7 @@ async function openPlace(session: Session, place: TargetPlace): Promise<Store> {
 }
 
 /** As openStore(), for those who maintain it. */
-export async function openWholeStore(session: Session): Promise<Store> {
+export async function openWholeStore(session: RunContext): Promise<Store> {
   return await openPlace(session, await findTarget(session))
 }
 
@@ -74,7 +75,7 @@ export async function checkIndexOf(store: Store, signal: AbortSignal): Promise<I
   return await checkIndex(store, signal)
 }
 
-export async function makeGcJob(session: Session, store: Store): Promise<GcJob> {
+export async function makeGcJob(session: RunContext, store: Store): Promise<GcJob> {
   const { GcJob } = await import('../jobs/gc-job.js')
   return new GcJob({
     collector: store.collector(),
@@ -178,7 +179,7 @@ export interface NewStore {
 }
 
 /** Creates the store that `-t` names. Rejects with E_EXISTS, E_REFUSED, E_USAGE, E_CONFIG, E_NO_SPACE, E_IO. */
-export async function createStore(session: Session, options: NewStore): Promise<StorePort> {
+export async function createStore(session: RunContext, options: NewStore): Promise<StorePort> {
   const place = await findTarget(session)
   if (options.encryption === 'none' && place.encryption.kind === 'passphrase') {
     throw new BackupError('E_USAGE', `the configuration has a passphrase for ${place.name}, --encryption says none`, {
@@ -197,7 +198,9 @@ export async function createStore(session: Session, options: NewStore): Promise<
 }
 
 /** The keys of the store that `-t` names, locked. Rejects with E_USAGE, E_NO_STORE, E_UNSUPPORTED (not encrypted). */
-export async function openKeyRing(session: Session): Promise<{ readonly ring: KeyRing; readonly place: TargetPlace }> {
+export async function openKeyRing(
+  session: RunContext,
+): Promise<{ readonly ring: KeyRing; readonly place: TargetPlace }> {
   const place = await findTarget(session)
   const { KeyRing } = await import('../store/key-ring.js')
   return { ring: await KeyRing.of(place.path), place }
@@ -217,7 +220,7 @@ export interface Machine extends AsyncDisposable {
  * Connects to the libvirt that flags, variables or the configuration name.
  * Rejects with E_LIBVIRT_CONNECT, E_LIBVIRT_DENIED, E_UNSUPPORTED, E_CONFIG.
  */
-export async function connectMachine(session: Session): Promise<Machine> {
+export async function connectMachine(session: RunContext): Promise<Machine> {
   const { resolveSecret, secretSourceOf } = await import('../config/secrets.js')
   const { Hypervisor } = await import('../libvirt/hypervisor.js')
   const { config } = await session.config()
@@ -244,7 +247,7 @@ export interface PullOptions {
 }
 
 export async function makePullJob(
-  session: Session,
+  session: RunContext,
   parts: { readonly store: StorePort; readonly machine: Machine },
   { connections, scratchDir }: PullOptions,
 ): Promise<PullJob> {

@@ -131,6 +131,7 @@ export function checkJobs(
     const age = job.last_success === undefined ? undefined : now - Date.parse(job.last_success)
     if (job.last_status === 'failed') critical.push(`${what} failed`)
     else if (job.stale_since !== undefined) critical.push(`${what} is overdue`)
+    else if (job.last_status === 'skipped') continue
     else if (job.verb === 'pull' && age === undefined && job.last_run !== undefined)
       critical.push(`${what} has no success`)
     else if (job.verb === 'pull' && age === undefined) warning.push(`${what} has not run yet`)

@@ -1,5 +1,5 @@
 import type { Clock } from '../base/clock.js'
-import { messageOf } from '../base/errors.js'
+import { errorCodeOf, messageOf } from '../base/errors.js'
 import type { DomainJob } from '../model/domain-job.js'
 import { MINUTE_MS, SECOND_MS } from '../model/duration.js'
 import type { DomainRef } from '../model/recovery-point.js'
@@ -127,6 +127,8 @@ export class DomainFollower {
       const before = this.#known.get(uuid)
       const isStale = isWhole || before === undefined || touched.has(uuid)
       const jobs = isStale ? await this.#jobs(machine, { uuid, name }, before) : before.jobs
+      // Undefined since it was listed.
+      if (jobs === undefined) continue
       found.set(uuid, { ref: { uuid, name }, isRunning, jobs })
     }
     const before = this.#known
@@ -135,13 +137,19 @@ export class DomainFollower {
   }
 
   /** What cannot be read leaves what was read before. */
-  async #jobs(machine: Machine, domain: DomainRef, before: KnownDomain | undefined): Promise<readonly DomainJob[]> {
+  async #jobs(
+    machine: Machine,
+    domain: DomainRef,
+    before: KnownDomain | undefined,
+  ): Promise<readonly DomainJob[] | undefined> {
     try {
       const jobs = await machine.jobs(domain.uuid)
       this.#complaints.delete(domain.uuid)
       return jobs
     } catch (error) {
-      if (!(error instanceof Error && 'code' in error && error.code === 'E_CONFIG')) throw error
+      const code = errorCodeOf(error)
+      if (code === 'E_NOT_FOUND') return undefined
+      if (code !== 'E_CONFIG') throw error
       const kept = before === undefined ? 'it has no job of its own until then' : 'what it said before goes on'
       this.#complain(domain.uuid, `${domain.name}: ${messageOf(error)}; ${kept}`)
       return before?.jobs ?? []

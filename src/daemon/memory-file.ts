@@ -106,6 +106,7 @@ function decodeTask(raw: unknown): TaskMemory | undefined {
     firstSeen,
     last: decodeLast(raw['last']),
     lastSuccess: numberIn(raw, 'lastSuccess'),
+    lastSkip: numberIn(raw, 'lastSkip'),
     toldStale: numberIn(raw, 'toldStale'),
   }
 }

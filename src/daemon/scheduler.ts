@@ -19,6 +19,8 @@ export interface TaskMemory {
   readonly last?: LastRun | undefined
   /** Start of the latest attempt that was a success, partial ones included. */
   readonly lastSuccess?: number | undefined
+  /** Start of the latest that was not to be made, which is fine too. */
+  readonly lastSkip?: number | undefined
   /** The scheduled time for which staleness was told. */
   readonly toldStale?: number | undefined
 }
@@ -199,6 +201,7 @@ export class Scheduler {
 
   /** Something outside has changed: looks at all tasks at once. */
   wake(): void {
+    for (const entry of this.#entries.values()) entry.lookAt = 0
     this.#waker.abort()
   }
 
@@ -238,7 +241,7 @@ export class Scheduler {
 
   /** Starts what is due until `signal` aborts; then starts nothing more and returns. What runs goes on: see drain(). */
   async run(signal: AbortSignal): Promise<void> {
-    const onAbort = () => this.wake()
+    const onAbort = () => this.#waker.abort()
     signal.addEventListener('abort', onAbort, { once: true })
     try {
       while (!signal.aborted) {
@@ -366,8 +369,8 @@ export class Scheduler {
     const retryAfter = (outcome: RunOutcome) => this.#retryAfter(outcome, run.attempt)
     const outcome = await this.#ports.run({ id, task, ...run, started, retryAfter }, this.#runs.signal)
     const last = { id, started, ended: clock.now(), due: run.due, status: outcome.status, attempt: run.attempt }
-    const isGood = outcome.status !== 'failed'
-    entry.memory = { ...entry.memory, last, ...(isGood ? { lastSuccess: started, toldStale: undefined } : {}) }
+    const good = outcome.status === 'skipped' ? { lastSkip: started } : { lastSuccess: started }
+    entry.memory = { ...entry.memory, last, ...(outcome.status === 'failed' ? {} : { ...good, toldStale: undefined }) }
     const at = this.#retryAfter(outcome, run.attempt)
     if (at !== undefined && !entry.isGone) {
       const open = whenOpen(task.window, at, task.schedule.timeZone)
@@ -439,7 +442,7 @@ function staleSince({ task, memory, startedAt }: Entry, now: number): number | u
   if (startedAt !== undefined && now - startedAt < LONGEST_RUN_MS) return undefined
   const due = lastPromise(task, now - STALE_GRACE_MS)
   if (due === undefined || due < memory.firstSeen) return undefined
-  return (memory.lastSuccess ?? -Infinity) >= due ? undefined : due
+  return Math.max(memory.lastSuccess ?? -Infinity, memory.lastSkip ?? -Infinity) >= due ? undefined : due
 }
 
 /** The latest scheduled time whose start, jitter and window included, was at or before `time`. */

@@ -112,12 +112,18 @@ export class TaskRunner {
       return { ...result, log: [] }
     } catch (error) {
       const code = errorCodeOf(error)
-      const why =
-        error instanceof BackupError && error.why !== undefined ? `${messageOf(error)}: ${error.why}` : messageOf(error)
+      const why = explained(error)
       log.add(`${describeTask(task)} failed: ${why} [${code}]`)
       return { status: 'failed', error: { code, message: why }, warnings: [], figures: {}, log: [] }
     }
   }
+}
+
+/** What happened and why, once each. */
+function explained(error: unknown): string {
+  const message = messageOf(error)
+  if (!(error instanceof BackupError) || error.why === undefined) return message
+  return error.why.startsWith(message) ? error.why : `${message}: ${error.why}`
 }
 
 interface SharedScope {

@@ -180,7 +180,7 @@ t.test('what the scheduler remembers survives, and nonsense is no memory', async
   const file = new MemoryFile(fs, '/state')
   const last = { id: 'r', started: 1, ended: 2, due: undefined, status: 'partial', attempt: 2 } as const
   const contents = new Map([
-    ['gc/nas', { accountedUntil: 5, firstSeen: 1, last, lastSuccess: 1, toldStale: undefined }],
+    ['gc/nas', { accountedUntil: 5, firstSeen: 1, last, lastSuccess: 1, lastSkip: 3, toldStale: undefined }],
   ])
 
   t.strictSame(await file.read(), new Map())
