@@ -40,7 +40,7 @@ const MAP: ModuleMap = {
     'cli/wire.ts',
     'cli/restore-wire.ts',
     'cli/export-wire.ts',
-    'cli/wire-daemon.ts',
+    'cli/daemon-wire.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',
   ],

@@ -1,27 +1,38 @@
-import { BackupError } from '../base/errors.js'
+import { BackupError, messageOf } from '../base/errors.js'
 import type { LoadedConfig } from '../config/load.js'
+import { resolveJobs } from '../config/resolve.js'
+import { retentionOf } from '../config/settings.js'
+import { type KnownDomain, targetsOf } from '../daemon/plan-tasks.js'
 import type { StoreFacts } from '../daemon/metrics.js'
 import type { PullTask, StoreTask, Task } from '../daemon/task.js'
 import type { JobResult } from '../daemon/task-runner.js'
 import type { Progress } from '../jobs/progress.js'
-import type { RecoveryPoint } from '../model/recovery-point.js'
+import { PERIODS } from '../model/calendar.js'
+import { parseDuration } from '../model/duration.js'
+import { shortId } from '../model/point-ref.js'
+import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
+import type { RetentionPolicy } from '../model/retention.js'
 import type { Store } from '../store/store.js'
 import { sumOf } from './point-view.js'
+import { localTimeZone } from './points.js'
 import { pullFor } from './pull-requests.js'
 import type { RunContext, Session } from './session.js'
 import { StoreShelf } from './store-shelf.js'
 import { type TargetPlace, targetPlace } from './targets.js'
-import { type Machine, makeGcJob, makePullJob, openPlace } from './wire.js'
+import { type Machine, makeGcJob, makePullJob, makeVerifyJob, openPlace } from './wire.js'
 
 /** The work behind the daemon's tasks, and behind `job run`. */
 export class DaemonJobs {
   readonly #session: Session
   readonly #machine: () => Machine
+  readonly #domains: () => readonly KnownDomain[]
   readonly #shelf = new StoreShelf()
 
-  constructor(session: Session, machine: () => Machine) {
+  /** `domains` are those that libvirt has now, with their metadata. */
+  constructor(session: Session, machine: () => Machine, domains: () => readonly KnownDomain[]) {
     this.#session = session
     this.#machine = machine
+    this.#domains = domains
   }
 
   async run(
@@ -74,7 +85,16 @@ export class DaemonJobs {
     const { point, warnings } = await pullJob.run(pull.request, context.signal)
     const isPartial = warnings.some(({ code }) => code === 'W_DISK_SKIPPED')
     context.progress.report({ kind: 'finished', subject: domain.name, status: 'success' })
-    return { status: isPartial ? 'partial' : 'success', warnings, point: point.id, figures: figuresOf(point) }
+    const result = { status: isPartial ? ('partial' as const) : ('success' as const), point: point.id }
+    if (!settings.prune) return { ...result, warnings, figures: figuresOf(point) }
+    try {
+      const expired = await this.#prune(context, store, task.target, domain)
+      return { ...result, warnings, figures: { ...figuresOf(point), expired_points: expired } }
+    } catch (error) {
+      // The point is made: what was to go goes the next time.
+      const warning = { code: 'W_CLEANUP', message: `older points were not pruned: ${messageOf(error)}` } as const
+      return { ...result, warnings: [...warnings, warning], figures: figuresOf(point) }
+    }
   }
 
   async #maintain(context: RunContext, store: Store, task: StoreTask): Promise<JobResult> {
@@ -82,16 +102,48 @@ export class DaemonJobs {
       case 'gc': {
         const job = await makeGcJob(context, store)
         const { plan } = await job.run({}, context.signal)
-        return {
-          status: 'success',
-          warnings: [],
-          figures: { freed_bytes: plan.freedBytes, store_bytes: plan.storeBytes },
-        }
+        return { ...DONE, figures: { freed_bytes: plan.freedBytes, store_bytes: plan.storeBytes } }
       }
       case 'prune':
+        return { ...DONE, figures: { expired_points: await this.#prune(context, store, task.target) } }
       case 'verify':
-        throw new BackupError('E_UNSUPPORTED', `${task.verb} cannot be scheduled yet`)
+        return await verifyStore(context, store)
     }
+  }
+
+  /**
+   * Deletes what the jobs of each domain do not keep: of several jobs the most
+   * generous, rule by rule. Points of a domain that libvirt does not know and
+   * no group lists are left alone. Gives the number of deleted points.
+   */
+  async #prune(context: RunContext, store: Store, target: string, only?: DomainRef): Promise<number> {
+    const { prune } = await import('./wire.js')
+    const loaded = await context.config()
+    const known = new Map(this.#domains().map(domain => [domain.ref.uuid, domain]))
+    const timeZone = loaded.config.timezone ?? localTimeZone()
+    const jobsOf = (domain: DomainRef) => {
+      const metadata = known.get(domain.uuid)?.jobs
+      const jobs = resolveJobs(loaded, domain, { timeZone, env: process.env, metadata })
+      const here = jobs.filter(job => targetsOf(job, loaded).includes(target))
+      return here.length > 0 ? here : jobs
+    }
+    const policyOf = (domain: DomainRef) => {
+      const jobs = jobsOf(domain)
+      return { group: jobs[0]?.group, policy: mostGenerous(jobs.map(({ settings }) => retentionOf(settings))) }
+    }
+    prune.refuseUnreadable(await store.points.unreadable())
+    const isMeant = (domain: DomainRef) => (only === undefined ? jobsOf(domain).length > 0 : domain.uuid === only.uuid)
+    const now = context.clock.now()
+    const plan = prune.planPrune(await prune.readPruned(store.points, isMeant), policyOf, { now, timeZone })
+    for (const { domain, refused } of plan) {
+      if (refused !== undefined)
+        context.warn({ code: 'W_CLOCK', message: `${domain.name}: nothing expires: ${refused}` })
+    }
+    const deleted = await prune.executePrune(store.points, plan, now, context.signal)
+    for (const { id, domain } of deleted) {
+      context.progress.report({ kind: 'log', level: 'info', message: `expired ${domain.name}@${shortId(id)}` })
+    }
+    return deleted.length
   }
 
   #context(loaded: LoadedConfig, progress: Progress, signal: AbortSignal): RunContext {
@@ -109,6 +161,52 @@ export class DaemonJobs {
           new BackupError('E_REFUSED', question, { hints: ['run it by hand, with --yes if that is right'] }),
         ),
     }
+  }
+}
+
+const DONE = { status: 'success', warnings: [] } as const
+
+/** As the configuration's `verify` says. Rejects with E_DAMAGED where it finds any. */
+async function verifyStore(context: RunContext, store: Store): Promise<JobResult> {
+  const { verify } = (await context.config()).config
+  const level = verify?.level ?? 'quick'
+  if (level !== 'quick' && level !== 'data') {
+    throw new BackupError('E_UNSUPPORTED', `verify with level ${level} cannot be scheduled yet`, {
+      hints: ['set verify.level to data'],
+    })
+  }
+  const job = await makeVerifyJob(context, store)
+  const sample = verify?.sample === undefined || level === 'quick' ? undefined : parseFloat(verify.sample) / 100
+  const maxAge = verify?.max_age === undefined || level === 'quick' ? undefined : parseDuration(verify.max_age)
+  const result = await job.run({ level, isMeant: () => true, sample, maxAge }, context.signal)
+  const { hurt, unreadable } = result
+  if (hurt.length > 0 || unreadable.length > 0) {
+    throw new BackupError('E_DAMAGED', `${hurt.length + unreadable.length} of ${result.points} points are damaged`, {
+      why: [
+        ...hurt.map(({ point }) => `${point.domain.name}@${shortId(point.id)}`),
+        ...unreadable.map(({ file }) => file),
+      ].join(', '),
+      hints: ['see where: virtvault verify'],
+    })
+  }
+  return { ...DONE, figures: { read_bytes: result.readBytes, points: result.points } }
+}
+
+const COUNTS = ['last', ...PERIODS] as const
+
+/** For each rule the most that any of them keeps. One without any rule keeps all, and so does the sum. */
+export function mostGenerous(policies: readonly RetentionPolicy[]): RetentionPolicy {
+  const isEndless = (policy: RetentionPolicy) =>
+    [...COUNTS.map(rule => policy[rule]), policy.within].every(value => value === undefined || value === 0)
+  if (policies.length === 0 || policies.some(isEndless)) return {}
+  const counts = COUNTS.map(rule => {
+    const said = policies.flatMap(policy => policy[rule] ?? [])
+    return [rule, said.includes('*') ? '*' : Math.max(0, ...said.map(Number))] as const
+  })
+  return {
+    ...Object.fromEntries(counts),
+    within: Math.max(0, ...policies.map(({ within }) => within ?? 0)),
+    tags: policies.flatMap(({ tags }) => tags ?? []),
   }
 }
 

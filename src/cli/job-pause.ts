@@ -19,11 +19,11 @@ export async function setPaused(
     paused,
   }: { readonly selectors: readonly string[]; readonly job: string | undefined; readonly paused: boolean },
 ): Promise<Envelope> {
-  const { writeJobs } = await import('./wire-daemon.js')
+  const { writeJobs } = await import('./daemon-wire.js')
   await using at = await jobsAtHand(session)
   const changed: { readonly domain: string; readonly job: string }[] = []
   for (const domain of chooseDomains(at, selectors)) {
-    const meant = jobsOf(at, domain, process.env).filter(({ id }) => job === undefined || id === job)
+    const meant = jobsOf(at, domain).filter(({ id }) => job === undefined || id === job)
     if (meant.length === 0) {
       const what = job === undefined ? 'no job' : `no job "${job}"`
       throw new BackupError('E_NOT_FOUND', `${domain.ref.name} has ${what}`, {

@@ -22,7 +22,7 @@ export interface JobsAtHand extends AsyncDisposable {
 /** Reads all domains of libvirt. Metadata that cannot be read is told, and counts as none. Rejects as connectMachine(). */
 export async function jobsAtHand(session: Session): Promise<JobsAtHand> {
   const { connectMachine } = await import('./wire.js')
-  const { readJobs } = await import('./wire-daemon.js')
+  const { readJobs } = await import('./daemon-wire.js')
   const loaded = await session.config()
   const machine = await connectMachine(session)
   try {
@@ -61,8 +61,8 @@ export function oneDomain(at: JobsAtHand, selector: string): KnownDomain {
 }
 
 /** The jobs of a domain, as they hold. */
-export function jobsOf(at: JobsAtHand, { ref, jobs }: KnownDomain, env: NodeJS.ProcessEnv): readonly ResolvedJob[] {
-  return resolveJobs(at.loaded, ref, { timeZone: localTimeZone(), env, metadata: jobs })
+export function jobsOf(at: JobsAtHand, { ref, jobs }: KnownDomain): readonly ResolvedJob[] {
+  return resolveJobs(at.loaded, ref, { timeZone: localTimeZone(), env: process.env, metadata: jobs })
 }
 
 /** As a daemon would report them, from the schedule and the history: for machines where none runs. */

@@ -12,7 +12,7 @@ export interface KnownTasks {
 export async function knownTasks(session: Session): Promise<KnownTasks> {
   const status = await (await daemonClient(session)).statusIfThere()
   if (status !== undefined) return { tasks: status.jobs, source: 'daemon' }
-  const { openHistory } = await import('./wire-daemon.js')
+  const { openHistory } = await import('./daemon-wire.js')
   await using at = await jobsAtHand(session)
   await using history = await openHistory(at.loaded)
   const now = session.clock.now()

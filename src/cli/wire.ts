@@ -88,7 +88,7 @@ export async function makeGcJob(session: RunContext, store: Store): Promise<GcJo
   })
 }
 
-export async function makeVerifyJob(session: Session, store: Store): Promise<VerifyJob> {
+export async function makeVerifyJob(session: RunContext, store: Store): Promise<VerifyJob> {
   const { VerifyJob } = await import('../jobs/verify-job.js')
   const { progress, clock } = session
   return new VerifyJob({ points: store.points, verifier: store.verifier(), progress, clock })
@@ -96,7 +96,7 @@ export async function makeVerifyJob(session: Session, store: Store): Promise<Ver
 
 /** What the configuration's groups list; empty, and nothing read, where no group was asked for. */
 export async function storeGroups(
-  session: Session,
+  session: RunContext,
   asked: readonly string[],
 ): Promise<ReadonlyMap<string, readonly string[]>> {
   if (asked.length === 0) return new Map()
@@ -126,7 +126,7 @@ export interface RetentionRules {
 }
 
 /** Flags where they say anything, else what the configuration says of each domain. Rejects with E_CONFIG. */
-export async function retentionRules(session: Session, flags: RetentionPolicy | undefined): Promise<RetentionRules> {
+export async function retentionRules(session: RunContext, flags: RetentionPolicy | undefined): Promise<RetentionRules> {
   const { groupSelectors, resolveJob } = await import('../config/resolve.js')
   const { retentionOf } = await import('../config/settings.js')
   const loaded = await session.config()
@@ -284,7 +284,7 @@ export async function resetCheckpoints(
 }
 
 /** Looks at everything a backup depends on; connects and opens by itself, since both may be what is broken. */
-export async function makeDoctorJob(session: Session): Promise<DoctorJob> {
+export async function makeDoctorJob(session: RunContext): Promise<DoctorJob> {
   const { DoctorJob } = await import('../jobs/doctor-job.js')
   const { DoctorHost, isAllowedByAppArmor, lookAtDirectory, lookAtTools } = await import('../libvirt/doctor-host.js')
   const { statfs } = await import('node:fs/promises')

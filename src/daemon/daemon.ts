@@ -124,7 +124,8 @@ export class Daemon {
           void this.#record(missed)
           this.#desk.stale(missed)
         },
-        canRun: task => task.verb !== 'pull' || this.#machine !== undefined,
+        // A prune goes by the metadata of domains: without them it would delete by other rules.
+        canRun: task => (task.verb !== 'pull' && task.verb !== 'prune') || this.#machine !== undefined,
         onChange: () => this.#save(),
         newRunId: () => Buffer.from(ports.random(8)).toString('hex'),
       },
@@ -208,15 +209,9 @@ export class Daemon {
     return this.#publisher.metrics()
   }
 
-  /** The configuration in use; undefined before it is read. */
-  get loaded(): LoadedConfig | undefined {
-    return this.#loaded
-  }
-
-  /** The libvirt of this moment. Throws E_LIBVIRT_CONNECT while there is none. */
-  get machine(): Machine {
-    if (this.#machine !== undefined) return this.#machine
-    throw new BackupError('E_LIBVIRT_CONNECT', 'the daemon is not connected to libvirt')
+  /** Those that libvirt had when it was last asked. */
+  get domains(): readonly KnownDomain[] {
+    return this.#domains
   }
 
   // Following.

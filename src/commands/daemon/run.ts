@@ -22,7 +22,7 @@ export default class DaemonRunCommand extends BaseCommand {
     const drain = flags['drain-timeout']
     const drainMs = drain === undefined ? undefined : parseDuration(drain)
     await using session = await this.session(flags)
-    const { runDaemon } = await import('../../cli/wire-daemon.js')
+    const { runDaemon } = await import('../../cli/daemon-wire.js')
     await runDaemon(session, { drainMs })
     return this.finish({ schema: 'virtvault/daemon_run/1', ok: true, status: 'success', exit: EXIT.ok })
   }

@@ -26,7 +26,7 @@ export default class JobHistoryCommand extends BaseCommand {
   override async run(): Promise<Envelope> {
     const { args, flags } = await this.parse(JobHistoryCommand)
     await using session = await this.session(flags)
-    const { openHistory } = await import('../../cli/wire-daemon.js')
+    const { openHistory } = await import('../../cli/daemon-wire.js')
     await using history = await openHistory(await session.config())
     const entries = await history.read({
       since: flags.since === undefined ? undefined : session.clock.now() - parseDuration(flags.since),

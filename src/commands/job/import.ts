@@ -23,7 +23,7 @@ export default class JobImportCommand extends BaseCommand {
     const { args, flags } = await this.parse(JobImportCommand)
     await using session = await this.session(flags)
     const { chooseDomains, jobsAtHand } = await import('../../cli/jobs-at-hand.js')
-    const { readVirtDupJobs, writeJobs } = await import('../../cli/wire-daemon.js')
+    const { readVirtDupJobs, writeJobs } = await import('../../cli/daemon-wire.js')
     await using at = await jobsAtHand(session)
     const imported: { domain: string; jobs: readonly string[]; remarks: readonly string[] }[] = []
     for (const { ref, jobs } of chooseDomains(at, args.domain ?? [])) {

@@ -27,7 +27,7 @@ export default class JobListCommand extends BaseCommand {
     await using at = await jobsAtHand(session)
     const found = chooseDomains(at, args.domain ?? []).map(domain => ({
       domain,
-      jobs: jobsOf(at, domain, process.env),
+      jobs: jobsOf(at, domain),
     }))
     const columns = ['DOMAIN', 'JOB', 'GROUP', 'SCHEDULE', 'TARGETS', 'SAID BY'].map(title => ({ title }))
     const rows = found.flatMap(({ domain: { ref }, jobs }) =>

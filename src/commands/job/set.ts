@@ -52,7 +52,7 @@ export default class JobSetCommand extends BaseCommand {
     }
     await using session = await this.session(flags)
     const { jobsAtHand, oneDomain } = await import('../../cli/jobs-at-hand.js')
-    const { writeJobs } = await import('../../cli/wire-daemon.js')
+    const { writeJobs } = await import('../../cli/daemon-wire.js')
     await using at = await jobsAtHand(session)
     const domain = oneDomain(at, args.domain)
     const id = job ?? (group !== undefined && domain.jobs.length === 0 ? group : jobIdOf(domain.jobs, undefined))

@@ -23,7 +23,7 @@ export default class JobShowCommand extends BaseCommand {
     const { jobsAtHand, jobsOf, oneDomain } = await import('../../cli/jobs-at-hand.js')
     await using at = await jobsAtHand(session)
     const domain = oneDomain(at, args.domain)
-    const jobs = jobsOf(at, domain, process.env)
+    const jobs = jobsOf(at, domain)
     const shown = jobs.map(job => ({
       ...job,
       values: ALL_NAMES.flatMap(name => {

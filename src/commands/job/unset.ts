@@ -28,7 +28,7 @@ export default class JobUnsetCommand extends BaseCommand {
     await using session = await this.session(flags)
     const { jobsAtHand, oneDomain } = await import('../../cli/jobs-at-hand.js')
     const { jobIdOf, requireJob, withoutSettings } = await import('../../cli/job-edit.js')
-    const { writeJobs } = await import('../../cli/wire-daemon.js')
+    const { writeJobs } = await import('../../cli/daemon-wire.js')
     await using at = await jobsAtHand(session)
     const { ref, jobs } = oneDomain(at, args.domain)
     const { id } = requireJob(jobs, jobIdOf(jobs, flags.job))

@@ -99,12 +99,16 @@ export async function runDaemon(session: Session, options: { readonly drainMs: n
   await using history = await openHistory(loaded)
   await using _lock = await lockState(fs, stateFolder(loaded))
   let machine: Machine | undefined
-  const jobs = new DaemonJobs(session, () => {
-    if (machine !== undefined) return machine
-    throw new BackupError('E_LIBVIRT_CONNECT', 'the daemon is not connected to libvirt')
-  })
+  const jobs = new DaemonJobs(
+    session,
+    () => {
+      if (machine !== undefined) return machine
+      throw new BackupError('E_LIBVIRT_CONNECT', 'the daemon is not connected to libvirt')
+    },
+    () => daemon.domains,
+  )
   const notifySocket = process.env['NOTIFY_SOCKET']
-  const daemon = new Daemon({
+  const daemon: Daemon = new Daemon({
     clock: session.clock,
     fs,
     random: systemRandom,
