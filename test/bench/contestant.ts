@@ -6,26 +6,38 @@
  *     contestant.js init STORE [chunk size] [level]
  *     contestant.js pull STORE SOCKET EXPORT [domain uuid]
  *     contestant.js restore STORE FOLDER qcow2|raw [point, from the oldest]
+ *     contestant.js layout FOLDER level|packs MIB
+ *
+ * $BENCH_WITHOUT leaves safety out, to see what it costs: verify, sums, sync.
  */
+import { randomFillSync } from 'node:crypto'
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 
+import { Level } from 'level'
+
 import { BufferPool } from '../../src/base/buffer-pool.js'
 import { systemClock } from '../../src/base/clock.js'
+import { type DurableFs, localFs } from '../../src/base/durable-fs.js'
 import { LocalImages } from '../../src/image/local-images.js'
 import { SILENT_PROGRESS } from '../../src/jobs/progress.js'
 import { BATCH_BYTES, pullDisk } from '../../src/jobs/pull-disk.js'
 import { RestoreJob } from '../../src/jobs/restore-job.js'
 import { planRestore } from '../../src/jobs/restore-plan.js'
 import type { RecoveryPoint } from '../../src/model/recovery-point.js'
+import { native } from '../../src/native/binding.js'
 import { ExportReader } from '../../src/nbd/export-reader.js'
 import { Store } from '../../src/store/store.js'
+import { contentsOf } from '../store/harness.js'
 
-const UUID = '6f0c2a1e-8d53-4a97-b1c4-0d6f3e5a7b92'
 const POOL_BUFFERS = 8
 const CONNECTIONS = 2
 const TIMEOUT_MS = 120_000
+const CHUNK = 65_536
+/** Chunks of one step of `layout`. */
+const STEP = 128
 const never = new AbortController().signal
+const without = new Set(process.env['BENCH_WITHOUT']?.split(',') ?? [])
 
 const [verb, location = '', ...rest] = process.argv.slice(2)
 switch (verb) {
@@ -38,6 +50,11 @@ switch (verb) {
   case 'restore':
     await restore(location, rest[0] ?? '', rest[1] === 'raw' ? 'raw' : 'qcow2', Number(rest[2] ?? -1))
     break
+  case 'layout':
+    if (rest[0] === 'level') await fillLevel(location, Number(rest[1]))
+    else await fillPacks(location, Number(rest[1]))
+    break
+  case undefined:
   default:
     throw new Error(`bug: no verb ${String(verb)}`)
 }
@@ -49,7 +66,10 @@ async function init(store: string, chunkSize: number, level: number): Promise<vo
 
 /** Full: everything that the server does not call zero is read. */
 async function pull(at: string, socketPath: string, exportName: string): Promise<void> {
-  await using store = await Store.open(at)
+  leaveOut()
+  await using store = await Store.open(at, {
+    fs: without.has('sync') ? unsynced(localFs(native())) : localFs(native()),
+  })
   await using run = await store.runs.begin('bench')
   const started = performance.now()
   await using draft = await store.draft(run)
@@ -74,28 +94,8 @@ async function pull(at: string, socketPath: string, exportName: string): Promise
     },
     never,
   )
-  await draft.commit({
-    domain: { uuid: UUID, name: 'bench' },
-    time: Date.now(),
-    mode: 'full',
-    consistency: { kind: 'crash' },
-    disks: [
-      {
-        target: 'vda',
-        size: source.size,
-        root,
-        mode: 'full',
-        source: { path: '/bench.raw', sourceType: 'file', format: 'raw' },
-        statistics,
-      },
-    ],
-    skipped: [],
-    blobs: [],
-    warnings: [],
-    durationMs: Math.round(performance.now() - started),
-    tags: [],
-    toolVersion: 'bench',
-  })
+  const contents = contentsOf(geometry, root)
+  await draft.commit({ ...contents, durationMs: Math.round(performance.now() - started) })
   await run.finish()
   console.log(JSON.stringify(statistics))
 }
@@ -107,4 +107,88 @@ async function restore(at: string, out: string, format: 'qcow2' | 'raw', index: 
   const images = new LocalImages({ output: process.stdout, openExport: () => Promise.reject(new Error('none')) })
   const job = new RestoreJob({ store, images, progress: SILENT_PROGRESS, clock: systemClock })
   await job.run(planRestore({ point, destination: { kind: 'directory', path: out, format }, onDamage: 'stop' }), never)
+}
+
+function leaveOut(): void {
+  const binding = native()
+  const encode = binding.encodeRecords.bind(binding)
+  Object.assign(binding, {
+    encodeRecords: ((bytes, spans, options) =>
+      encode(bytes, spans, {
+        ...options,
+        verify: !without.has('verify'),
+        sums: without.has('sums') ? undefined : options.sums,
+      })) satisfies typeof binding.encodeRecords,
+  })
+}
+
+/** Files as they are, without what makes them durable. */
+function unsynced(fs: DurableFs): DurableFs {
+  return {
+    ...fs,
+    createFile: async path => {
+      const file = await fs.createFile(path)
+      return {
+        get size() {
+          return file.size
+        },
+        append: bytes => file.append(bytes),
+        sync: () => Promise.resolve(),
+        close: () => file.close(),
+      }
+    },
+    syncDirectory: () => Promise.resolve(),
+  }
+}
+
+/** Batches of chunks, each random and unlike all others. */
+function* randomBatches(mib: number): Generator<{ readonly bytes: Buffer; readonly first: number }> {
+  const bytes = randomFillSync(Buffer.alloc(STEP * CHUNK))
+  const chunks = (mib * 1024 * 1024) / CHUNK
+  for (let first = 0; first < chunks; first += STEP) {
+    for (let at = 0; at < STEP; at++) bytes.writeUInt32LE(first + at, at * CHUNK)
+    yield { bytes, first }
+  }
+}
+
+/** Named by the same hash as in a store, since any store must name them. */
+async function fillLevel(folder: string, mib: number): Promise<void> {
+  const database = new Level<Uint8Array, Uint8Array>(folder, {
+    keyEncoding: 'view',
+    valueEncoding: 'view',
+    compression: false,
+  })
+  const spans = Uint32Array.from({ length: 2 * STEP }, (_, at) => (at % 2 === 0 ? (at / 2) * CHUNK : CHUNK))
+  for (const { bytes } of randomBatches(mib)) {
+    const { ids } = await native().hashChunks(bytes, spans, { kind: 1 })
+    const keys = Array.from({ length: STEP }, (_, at) => ids.subarray(at * 32, (at + 1) * 32))
+    const known = await database.getMany(keys)
+    const batch = database.batch()
+    for (const [at, key] of keys.entries()) {
+      if (known[at] === undefined) batch.put(key, bytes.subarray(at * CHUNK, (at + 1) * CHUNK))
+    }
+    await batch.write({ sync: true })
+  }
+  await database.close()
+}
+
+async function fillPacks(folder: string, mib: number): Promise<void> {
+  const at = join(folder, 'store')
+  await Store.init(at, { level: 0 })
+  await using store = await Store.open(at)
+  await using run = await store.runs.begin('bench')
+  await using draft = await store.draft(run)
+  const spans = Uint32Array.from({ length: 2 * STEP }, (_, i) => (i % 2 === 0 ? (i / 2) * CHUNK : CHUNK))
+  const geometry = { size: mib * 1024 * 1024, chunkSize: CHUNK }
+  const tree = draft.tree(geometry, undefined)
+  for (const { bytes, first } of randomBatches(mib)) {
+    const stored = await draft.storeChunks(bytes, spans, never)
+    await tree.putChunks(
+      Float64Array.from({ length: STEP }, (_, i) => first + i),
+      stored,
+    )
+  }
+  const { root } = await tree.finish()
+  await draft.commit(contentsOf(geometry, root))
+  await run.finish()
 }
