@@ -158,7 +158,7 @@ export class DomainRestore {
         hints: [
           `a copy beside it:   virtvault restore ${pointName(point)} --to DIR --define --name ${point.domain.name}-restored --new-uuid --network none`,
           `its own disks back to that state, once it is shut off:   virtvault restore ${pointName(point)} --in-place`,
-          `or remove the original first, keeping its files:   virsh undefine --keep-nvram --keep-tpm ${found.name}`,
+          `or remove the original first, keeping its files:   virsh undefine --keep-nvram --keep-tpm --checkpoints-metadata ${found.name}`,
         ],
       })
     }

@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -156,6 +157,21 @@ t.test(
       await using other = await serve(lab, ['-f', 'qcow2', image.path])
       t.match(await virtvault(inPlace()), { code: 6, stderr: /is in use.*E_DOMAIN_BUSY/ })
       t.ok(other.socket)
+    })
+
+    await t.test('of a disk in several layers the top one is written, in full: no bitmap knows them all', async t => {
+      const overlay = lab.path('overlay.qcow2')
+      await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', image.path, '-F', 'qcow2', overlay])
+      await run('qemu-io', ['-f', 'qcow2', '-c', 'write -P 5 1M 1M', overlay])
+      const below = await readFile(image.path)
+      await writeFile(lab.path('layers.xml'), (await lab.virsh('dumpxml', 'web01')).replace(image.path, overlay))
+      await lab.virsh('define', lab.path('layers.xml'))
+
+      const ended = await virtvault(inPlace('--json'))
+
+      t.match(JSON.parse(ended.stdout), { exit: 0, disks: [{ since: null }] })
+      t.equal(await imageDifference({ path: overlay, format: 'qcow2' }, first), undefined)
+      t.ok(below.equals(await readFile(image.path)), 'the image below is as it was')
     })
 
     t.match(await imageInfo(image.path, 'qcow2'), { format: 'qcow2', size: SIZE })

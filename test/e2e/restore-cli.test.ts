@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { existsSync, readdirSync, statSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -158,6 +158,32 @@ t.test('restore as users run it', { ...requires('lab'), timeout: 600_000 }, asyn
     await lab.virsh('destroy', 'copy')
     await lab.virsh('undefine', 'copy')
     t.equal(await imageDifference({ path: join(pool, 'web01-vda.qcow2'), format: 'qcow2' }, vda), undefined)
+  })
+
+  await t.test('UEFI variables come back with their domain, those of a copy in a file of its own', async t => {
+    const variables = Buffer.alloc(540_672, 'efi')
+    const original = lab.path('efi01_VARS.fd')
+    await writeFile(original, variables)
+    await lab.domain({ name: 'efi01', disks: [{ target: 'vda', size: MIB }] })
+    const loader = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>"
+    const xml = (await lab.virsh('dumpxml', 'efi01')).replace('</type>', `</type>${loader}<nvram>${original}</nvram>`)
+    await writeFile(lab.path('efi01.new.xml'), xml)
+    await lab.virsh('define', lab.path('efi01.new.xml'))
+    t.match(await virtvault('backup', 'pull', 'efi01'), { code: /0|3/ })
+
+    const copied = await virtvault('restore', 'efi01@latest', '--to', lab.path('efi'), '--define', '--name', 'efi02')
+    t.equal(copied.code, 0, copied.stderr)
+    const copy = /<nvram[^>]*>([^<]+)</.exec(await lab.virsh('dumpxml', 'efi02'))?.[1] ?? ''
+    t.equal(copy, join(lab.folder, 'lib', 'qemu', 'nvram', 'efi02_VARS.fd'))
+    t.ok((await readFile(copy)).equals(variables))
+
+    await lab.virsh('undefine', '--keep-nvram', 'efi01')
+    const force = ['--force', '--define', '--json']
+    const back = await virtvault('restore', 'efi01@latest', '--to', lab.path('efi'), ...force)
+    t.match(JSON.parse(back.stdout), { exit: 0, defined: { name: 'efi01', state: 'defined' } })
+    t.ok((await readFile(join(lab.folder, 'lib', 'qemu', 'nvram', 'efi01_VARS.fd'))).equals(variables))
+    for (const name of ['efi01', 'efi02']) await lab.virsh('undefine', '--nvram', name)
+    t.equal((await virtvault('forget', 'efi01@latest', '--yes')).code, 0)
   })
 
   await t.test('on a bare host all domains come back from the store alone', async t => {
