@@ -40,6 +40,7 @@ const MAP: ModuleMap = {
     'cli/wire.ts',
     'cli/restore-wire.ts',
     'cli/export-wire.ts',
+    'cli/trial-wire.ts',
     'cli/daemon-wire.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',

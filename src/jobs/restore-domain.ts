@@ -40,6 +40,8 @@ export interface DomainRestoreRequest {
   readonly network: RestoredNetwork
   /** Namespaces of our own metadata, which a copy does not inherit. */
   readonly ownNamespaces: readonly string[]
+  /** By target: exports that the images are overlays on. */
+  readonly backing?: ReadonlyMap<string, NonNullable<RestoredSource['backing']>> | undefined
 }
 
 /** All that can be found out before the disks are restored. */
@@ -86,12 +88,17 @@ export class DomainRestore {
 
     const files = this.#firmwareFiles(point, { name, uuid })
     const nvram = files.find(file => file.blob.name === 'nvram')?.path
-    const { xml, notes } = this.#ports.rewrite(await this.#definition(point), {
+    const { xml, notes } = this.#ports.rewrite(await readDefinition(this.#ports.store, point), {
       name,
       uuid,
       macs: request.macs,
       network: request.network,
-      disks: new Map(plan.disks.map(({ disk, spec }) => [disk.target, sourceOf(spec)])),
+      disks: new Map(
+        plan.disks.map(({ disk, spec }) => [
+          disk.target,
+          { ...sourceOf(spec), backing: request.backing?.get(disk.target) },
+        ]),
+      ),
       nvram,
       ownNamespaces: request.ownNamespaces,
     })
@@ -139,13 +146,6 @@ export class DomainRestore {
     for (const path of paths) await this.#ports.removeFile(path)
   }
 
-  async #definition(point: RecoveryPoint): Promise<string> {
-    const byName = (name: string) => point.blobs.find(blob => blob.name === name)
-    const blob = byName('domain-inactive.xml') ?? byName('domain-live.xml')
-    if (blob === undefined) throw new BackupError('E_NOT_FOUND', `${pointName(point)} has no domain XML`)
-    return new TextDecoder('utf-8', { fatal: true }).decode(await this.#ports.store.readBlob(blob))
-  }
-
   async #refuseClash(point: RecoveryPoint, name: string, uuid: string): Promise<void> {
     for (const [what, key] of [
       ['name', name],
@@ -186,6 +186,14 @@ export class DomainRestore {
       return [{ blob, directory, path: join(directory, tpm[2]) }]
     })
   }
+}
+
+/** The domain's persistent definition, or the live one where it has none. Rejects with E_NOT_FOUND, E_DAMAGED. */
+export async function readDefinition(store: Pick<StorePort, 'readBlob'>, point: RecoveryPoint): Promise<string> {
+  const byName = (name: string) => point.blobs.find(blob => blob.name === name)
+  const blob = byName('domain-inactive.xml') ?? byName('domain-live.xml')
+  if (blob === undefined) throw new BackupError('E_NOT_FOUND', `${pointName(point)} has no domain XML`)
+  return new TextDecoder('utf-8', { fatal: true }).decode(await store.readBlob(blob))
 }
 
 /** libvirt takes absolute paths only. */

@@ -15,6 +15,11 @@ export interface RestoredSource {
   readonly path: string
   /** `qcow2` or `raw`. */
   readonly format: string
+  /**
+   * An NBD export that the image is an overlay on. Where it cannot be read, the
+   * domain is paused rather than its guest told of bad blocks.
+   */
+  readonly backing?: { readonly socket: string; readonly exportName: string } | undefined
 }
 
 export type RestoredNetwork =
@@ -36,6 +41,8 @@ export interface RestoreXmlOptions {
   readonly nvram: string | undefined
   /** Namespaces of metadata that a copy does not inherit: our own jobs. */
   readonly ownNamespaces: readonly string[]
+  /** Makes a domain that runs for a test alone: without devices of the host, its first serial port into this file. */
+  readonly trial?: { readonly consoleLog: string } | undefined
 }
 
 export interface RestoredXml {
@@ -102,13 +109,10 @@ function domainChild(child: XmlElement, rewrite: Rewrite): readonly XmlElement[]
           child.children.flatMap(one => firmwareChild(one, rewrite)),
         ),
       ]
-    case 'devices':
-      return [
-        withChildren(
-          child,
-          child.children.flatMap(one => device(one, rewrite)),
-        ),
-      ]
+    case 'devices': {
+      const devices = child.children.flatMap(one => device(one, rewrite))
+      return [withChildren(child, options.trial === undefined ? devices : trialDevices(devices, options.trial))]
+    }
     case 'qemu:commandline':
       notes.add('It passes arguments of its own to QEMU (qemu:commandline); look at them before starting it.')
       return [child]
@@ -154,6 +158,15 @@ function device(child: XmlElement, rewrite: Rewrite): readonly XmlElement[] {
   }
 }
 
+/** What of the host a trial must not touch, nor write to. */
+const NOT_IN_A_TRIAL = ['serial', 'console', 'parallel', 'hostdev', 'redirdev', 'filesystem', 'shmem', 'lease']
+
+function trialDevices(devices: readonly XmlElement[], trial: { readonly consoleLog: string }): readonly XmlElement[] {
+  const source = element('source', { path: trial.consoleLog, append: 'on' })
+  const serial = withChildren(element('serial', { type: 'file' }), [source, element('target', { port: '0' })])
+  return [...devices.filter(one => !NOT_IN_A_TRIAL.includes(one.name)), serial]
+}
+
 function disk(child: XmlElement, { options, notes }: Rewrite): readonly XmlElement[] {
   const target = attributeOf(childOf(child, 'target'), 'dev') ?? ''
   const kind = attributeOf(child, 'device') ?? 'disk'
@@ -168,6 +181,7 @@ function disk(child: XmlElement, { options, notes }: Rewrite): readonly XmlEleme
   }
   const driver = withAttributes(childOf(child, 'driver') ?? element('driver', { name: 'qemu' }), {
     type: restored.format,
+    ...(restored.backing === undefined ? {} : { error_policy: 'stop', rerror_policy: 'stop' }),
   })
   const source = element('source', restored.kind === 'file' ? { file: restored.path } : { dev: restored.path })
   const attributes = { type: restored.kind, device: 'disk', snapshot: undefined, rawio: undefined, sgio: undefined }
@@ -175,9 +189,20 @@ function disk(child: XmlElement, { options, notes }: Rewrite): readonly XmlEleme
     withChildren(withAttributes(child, attributes), [
       without(driver, DRIVER_OF_THE_SOURCE),
       source,
+      ...(restored.backing === undefined ? [] : [backingStore(restored.backing)]),
       ...others(child, [...OF_THE_SOURCE, 'driver', 'alias']),
     ]),
   ]
+}
+
+function backingStore(backing: { readonly socket: string; readonly exportName: string }): XmlElement {
+  const host = element('host', { transport: 'unix', socket: backing.socket })
+  const source = withChildren(element('source', { protocol: 'nbd', name: backing.exportName }), [host])
+  return withChildren(element('backingStore', { type: 'network' }), [
+    element('format', { type: 'raw' }),
+    source,
+    element('backingStore'),
+  ])
 }
 
 /** What describes the old image, not the guest's device. */

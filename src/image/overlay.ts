@@ -1,0 +1,47 @@
+import { execFile } from 'node:child_process'
+import { chmod, chown, rm, stat } from 'node:fs/promises'
+import { promisify } from 'node:util'
+
+import { BackupError, messageOf } from '../base/errors.js'
+import type { FileOwner } from './image-writer.js'
+
+export interface OverlaySpec {
+  /** Must not exist. */
+  readonly path: string
+  /** The NBD export whose content it begins with. */
+  readonly backing: { readonly socket: string; readonly exportName: string }
+  readonly size: number
+  /** Of the file; QEMU's user where that is not ours. */
+  readonly owner?: FileOwner | undefined
+}
+
+/**
+ * Creates a qcow2 image that reads from an NBD export what was not written to
+ * it. Rejects with E_EXISTS, E_TOOL_MISSING, E_IO; then nothing is left.
+ */
+export async function createOverlay(spec: OverlaySpec): Promise<void> {
+  if ((await stat(spec.path).catch(() => undefined)) !== undefined) {
+    throw new BackupError('E_EXISTS', `${spec.path} exists`, { hints: ['choose another directory'] })
+  }
+  const { socket, exportName } = spec.backing
+  const backing = JSON.stringify({
+    driver: 'raw',
+    file: { driver: 'nbd', export: exportName, server: { type: 'unix', path: socket } },
+  })
+  try {
+    // -u: what is behind it is not opened; the size is known.
+    const args = ['create', '-q', '-u', '-f', 'qcow2', '-F', 'raw', '-b', `json:${backing}`, spec.path, `${spec.size}`]
+    await promisify(execFile)('qemu-img', args)
+    await chmod(spec.path, 0o600)
+    if (spec.owner !== undefined) await chown(spec.path, spec.owner.uid, spec.owner.gid)
+  } catch (cause) {
+    await rm(spec.path, { force: true })
+    if (cause instanceof Error && 'code' in cause && cause.code === 'ENOENT') {
+      throw new BackupError('E_TOOL_MISSING', 'qemu-img is not installed', {
+        hints: ['install it:   apt-get install qemu-utils'],
+        cause,
+      })
+    }
+    throw new BackupError('E_IO', `cannot create the overlay ${spec.path}: ${messageOf(cause)}`, { cause })
+  }
+}
