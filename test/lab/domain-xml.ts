@@ -4,6 +4,7 @@ export interface DiskXml {
   readonly path: string
   readonly format: 'qcow2' | 'raw'
   readonly readOnly: boolean
+  readonly block: boolean
   /** Of the `<driver>` element, e.g. `cache='none'`. */
   readonly driver: string
 }
@@ -43,6 +44,16 @@ export function escapeXml(text: string): string {
   return text.replace(/[&<>'"]/g, letter => `&#${letter.charCodeAt(0)};`)
 }
 
+export function diskXml(disk: DiskXml): string {
+  const [type, attribute] = disk.block ? ['block', 'dev'] : ['file', 'file']
+  return `
+    <disk type='${type}' device='disk'>
+      <driver name='qemu' type='${disk.format}' discard='unmap' ${disk.driver}/>
+      <source ${attribute}='${escapeXml(disk.path)}'/>
+      <target dev='${escapeXml(disk.target)}' bus='virtio'/>${disk.readOnly ? '<readonly/>' : ''}
+    </disk>`
+}
+
 export function domainXml(domain: DomainXml): string {
   const { kernel } = domain
   const boot =
@@ -50,14 +61,7 @@ export function domainXml(domain: DomainXml): string {
       ? ''
       : `<kernel>${escapeXml(kernel.image)}</kernel><initrd>${escapeXml(kernel.initrd)}</initrd>` +
         `<cmdline>${escapeXml(kernel.arguments)}</cmdline>`
-  const disks = domain.disks.map(
-    disk => `
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='${disk.format}' discard='unmap' ${disk.driver}/>
-      <source file='${escapeXml(disk.path)}'/>
-      <target dev='${escapeXml(disk.target)}' bus='virtio'/>${disk.readOnly ? '<readonly/>' : ''}
-    </disk>`,
-  )
+  const disks = domain.disks.map(diskXml)
   const agent =
     domain.agent === undefined
       ? ''

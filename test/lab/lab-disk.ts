@@ -1,4 +1,4 @@
-import { open } from 'node:fs/promises'
+import { open, rename } from 'node:fs/promises'
 
 import { type Fill, fillBytes, KIB, MIB } from './fill.js'
 import { imageInfo } from './images.js'
@@ -21,6 +21,10 @@ export interface LabDiskSpec {
   /** For `qemu-img create -o`, e.g. `cluster_size=2M`. */
   readonly imageOptions?: string
   readonly readOnly?: boolean
+  /** The image lies in a loop device with room to spare: detach it with `losetup -d` at the end. */
+  readonly block?: boolean
+  /** `content` is in an image below, and the domain's own image is empty. */
+  readonly backed?: boolean
   /** Attributes of the `<driver>` element beside name, type and discard. */
   readonly driver?: string
 }
@@ -37,9 +41,11 @@ const MAX_WRITE_BYTES = 64 * MIB
  */
 export class LabDisk {
   readonly target: string
-  readonly size: number
+  /** Bytes; LabDomain.resize() changes it. */
+  size: number
   readonly format: 'qcow2' | 'raw'
   readonly readOnly: boolean
+  readonly block: boolean
   readonly driver: string
   readonly path: string
   readonly shadow: string
@@ -55,6 +61,7 @@ export class LabDisk {
     this.size = spec.size
     this.format = spec.format ?? 'qcow2'
     this.readOnly = spec.readOnly ?? false
+    this.block = spec.block ?? false
     this.driver = spec.driver ?? ''
     this.path = files.path
     this.shadow = files.shadow
@@ -62,9 +69,10 @@ export class LabDisk {
   }
 
   /** Makes the image and its shadow with the spec's content. */
-  static async create(spec: LabDiskSpec, files: { readonly path: string; readonly shadow: string }): Promise<LabDisk> {
+  static async create(spec: LabDiskSpec, asked: { readonly path: string; readonly shadow: string }): Promise<LabDisk> {
     const format = spec.format ?? 'qcow2'
     const options = spec.imageOptions === undefined ? [] : ['-o', spec.imageOptions]
+    const files = spec.block === true ? { ...asked, path: await loopDevice(asked.path, spec.size, format) } : asked
     await run('qemu-img', ['create', '-q', '-f', format, ...options, files.path, String(spec.size)])
     const disk = new LabDisk(spec, files, (await imageInfo(files.path, format)).clusterSize)
     await using shadow = await open(files.shadow, 'w')
@@ -73,7 +81,13 @@ export class LabDisk {
       await run('mke2fs', ['-q', '-F', '-t', spec.fileSystem, '-E', 'nodiscard', files.shadow])
     }
     await disk.changeShadow(spec.content ?? [])
-    await run('qemu-img', ['convert', '-n', '--target-is-zero', '-f', 'raw', '-O', format, files.shadow, files.path])
+    const zero = spec.block === true && format === 'raw' ? [] : ['--target-is-zero']
+    await run('qemu-img', ['convert', '-n', ...zero, '-f', 'raw', '-O', format, files.shadow, files.path])
+    if (spec.backed === true) {
+      await rename(files.path, `${files.shadow}.base`)
+      const below = ['-b', `${files.shadow}.base`, '-F', format]
+      await run('qemu-img', ['create', '-q', '-f', format, ...options, ...below, files.path])
+    }
     return disk
   }
 
@@ -101,6 +115,13 @@ export class LabDisk {
       }
     }
   }
+}
+
+/** A qcow2 needs more room than its disk; a raw image must fill its device. */
+async function loopDevice(path: string, size: number, format: 'qcow2' | 'raw'): Promise<string> {
+  const room = format === 'raw' ? size : size + 4 * MIB
+  await run('truncate', ['--size', String(room), path])
+  return (await run('losetup', ['--find', '--show', path])).stdout.trim()
 }
 
 /**

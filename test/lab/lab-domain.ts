@@ -2,7 +2,7 @@ import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 
-import { domainXml } from './domain-xml.js'
+import { diskXml, domainXml } from './domain-xml.js'
 import { type Fill, MIB } from './fill.js'
 import { imageDifference, imageInfo } from './images.js'
 import type { Lab } from './lab.js'
@@ -46,7 +46,7 @@ const STATE_TIMEOUT_MS = 60_000
 export class LabDomain {
   readonly name: string
   readonly uuid: string
-  readonly disks: readonly LabDisk[]
+  readonly #disks: LabDisk[]
   readonly agentSocket: string
   readonly consoleLog: string
   readonly #lab: Lab
@@ -57,7 +57,7 @@ export class LabDomain {
     this.#lab = lab
     this.name = spec.name
     this.uuid = uuid
-    this.disks = disks
+    this.#disks = [...disks]
     this.agentSocket = agentSocket(lab, spec)
     this.consoleLog = consoleLog(lab, spec)
     this.#hasGuest = spec.kernel !== undefined
@@ -65,14 +65,7 @@ export class LabDomain {
 
   /** Use Lab.domain(). */
   static async define(lab: Lab, spec: LabDomainSpec): Promise<LabDomain> {
-    const disks = await Promise.all(
-      spec.disks.map(disk =>
-        LabDisk.create(disk, {
-          path: join(lab.folder, 'images', `${spec.name}-${disk.target}.${disk.format ?? 'qcow2'}`),
-          shadow: join(lab.folder, 'shadows', `${spec.name}-${disk.target}.raw`),
-        }),
-      ),
-    )
+    const disks = await Promise.all(spec.disks.map(disk => LabDisk.create(disk, diskFiles(lab, spec.name, disk))))
     const xml = domainXml({
       name: spec.name,
       uuid: spec.uuid,
@@ -90,6 +83,10 @@ export class LabDomain {
     writeFileSync(file, xml)
     await lab.virsh('define', file)
     return new LabDomain(lab, spec, disks, await lab.virsh('domuuid', spec.name))
+  }
+
+  get disks(): readonly LabDisk[] {
+    return this.#disks
   }
 
   async start(): Promise<void> {
@@ -142,6 +139,24 @@ export class LabDomain {
       if (performance.now() > deadline) throw new Error(`${this.name} is ${now}, not ${state}`)
       await delay(20)
     }
+  }
+
+  /** Plugs a new disk into the running domain and its definition. */
+  async attachDisk(spec: LabDiskSpec): Promise<LabDisk> {
+    const disk = await LabDisk.create(spec, diskFiles(this.#lab, this.name, spec))
+    const file = this.#lab.path(`${this.name}-${spec.target}.xml`)
+    writeFileSync(file, diskXml(disk))
+    await this.#lab.virsh('attach-device', this.uuid, file, '--persistent')
+    this.#disks.push(disk)
+    return disk
+  }
+
+  /** Of a domain that runs. What is cut off or added is so in the shadow as well. */
+  async resize(target: string, size: number): Promise<void> {
+    const disk = this.disk(target)
+    await this.#lab.virsh('blockresize', this.uuid, target, `${size}B`)
+    await run('truncate', ['--size', String(size), disk.shadow])
+    disk.size = size
   }
 
   disk(target: string): LabDisk {
@@ -297,6 +312,13 @@ export class LabDomain {
 
 function words(text: string): string[] {
   return text.split(/\s+/).filter(word => word !== '')
+}
+
+function diskFiles(lab: Lab, domain: string, disk: LabDiskSpec): { path: string; shadow: string } {
+  return {
+    path: join(lab.folder, 'images', `${domain}-${disk.target}.${disk.format ?? 'qcow2'}`),
+    shadow: join(lab.folder, 'shadows', `${domain}-${disk.target}.raw`),
+  }
 }
 
 function agentSocket(lab: Lab, spec: LabDomainSpec): string {
