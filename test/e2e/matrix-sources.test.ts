@@ -124,9 +124,9 @@ t.test(
     const made = await run('qemu-img', ['create', '-q', '-f', 'qcow2', ...luks, image, String(SIZE)], { check: false })
     // QEMU measures the CPU to choose the iterations, and gives up on some virtual machines.
     if (made.code !== 0) {
-    await t.test('qemu-img makes a LUKS image', { skip: made.stderr }, () => undefined)
-    return
-  }
+      await t.test('qemu-img makes a LUKS image', { skip: made.stderr }, () => undefined)
+      return
+    }
     const uuid = '6a1d4a7e-1c5b-4c0e-9d2f-000000000001'
     await writeFile(secretXml, `<secret ephemeral='no' private='yes'><uuid>${uuid}</uuid></secret>`)
     await lab.virsh('secret-define', secretXml)
