@@ -30,6 +30,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/backup/pull.js'),
   },
   {
+    id: 'backup:abort',
+    group: 'DAILY',
+    summary: 'End what a backup that died left behind on domains',
+    load: () => import('../commands/backup/abort.js'),
+  },
+  {
     id: 'backup:reset',
     group: 'DAILY',
     summary: 'Forget our checkpoints of a domain; the next pull reads everything',

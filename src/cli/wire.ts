@@ -2,6 +2,7 @@ import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import * as diff from '../jobs/diff-job.js'
 import * as prune from '../jobs/prune-job.js'
 import { pullDomains } from '../jobs/pull-domains.js'
+import type { AbortOutcome } from '../jobs/abort-job.js'
 import type { PullJob } from '../jobs/pull-job.js'
 import type { DoctorJob } from '../jobs/doctor-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
@@ -281,6 +282,17 @@ export async function resetCheckpoints(
   const { checkpointPrefix } = await import('../jobs/pull-job.js')
   const host = await makePullHost(machine, undefined)
   return await host.dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
+}
+
+/** Ends what dead runs left on a domain; `force` also a job of ours that this store does not know. */
+export async function abortBackup(
+  parts: { readonly store: StorePort; readonly machine: Machine },
+  domain: DomainRef,
+  options: { readonly force: boolean },
+): Promise<AbortOutcome> {
+  const { abortLeftovers } = await import('../jobs/abort-job.js')
+  const hypervisor = await makePullHost(parts.machine, undefined)
+  return await abortLeftovers({ store: parts.store, hypervisor }, domain, options)
 }
 
 /** Looks at everything a backup depends on; connects and opens by itself, since both may be what is broken. */

@@ -7,6 +7,7 @@ import type { PlannedRun } from '../model/chunk-plan.js'
 import { planPull, type BaseHealth, type PlannedDisk, type PullPlan } from '../model/pull-plan.js'
 import type { DomainRef, PointBlob, PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import type { PointDraft, PullJournal, Run, TreeSide } from '../store/store-types.js'
+import { recoverDeadRuns } from './dead-runs.js'
 import { BATCH_BYTES, type PulledDisk, pullDisk } from './pull-disk.js'
 import type { DomainSurvey, PullPorts, PullRequest, RunPlaces } from './pull-ports.js'
 
@@ -51,7 +52,7 @@ export class PullJob {
   async run(request: PullRequest, signal: AbortSignal): Promise<PullResult> {
     const { store } = this.#ports
     await using _lock = await store.runs.lockDomain(request.domain.uuid)
-    const recovered = await this.#recoverDeadRuns(request.domain)
+    const recovered = await recoverDeadRuns(this.#ports, request.domain)
     await using run = await store.runs.begin('pull')
     try {
       const result = await this.#pull(request, run, recovered, signal)
@@ -227,16 +228,6 @@ export class PullJob {
     }
   }
 
-  /** Names of runs that committed; undefined where that cannot be told. */
-  async #committedRuns(domain: DomainRef): Promise<ReadonlySet<string> | undefined> {
-    try {
-      return new Set((await this.#ports.store.points.list(domain.uuid)).map(({ runId }) => runId))
-    } catch (error) {
-      if (errorCodeOf(error) !== 'E_DAMAGED') throw error
-      return undefined
-    }
-  }
-
   /**
    * Whether a dirty bitmap of this domain was caught missing writes, and nobody
    * has acknowledged it: nothing is inherited until then.
@@ -251,35 +242,6 @@ export class PullJob {
         `the dirty bitmap was wrong at ${point} or before, so everything is read until somebody has looked into it ` +
         `and says so:   virtvault tag ${point} +${BITMAP_ACKNOWLEDGED}`,
     }
-  }
-
-  /**
-   * Finishes what runs that died on this domain left: where the point was
-   * committed its checkpoint stays, otherwise it goes. Those of another
-   * hypervisor are left for a pull there.
-   */
-  async #recoverDeadRuns(domain: DomainRef): Promise<Warning[]> {
-    const { store, hypervisor } = this.#ports
-    const dead = await store.runs.dead(domain.uuid)
-    if (dead.length === 0) return []
-    const committed = await this.#committedRuns(domain)
-    const warnings: Warning[] = []
-    for (const run of dead) {
-      if (run.journal !== undefined) {
-        if (run.journal.uri !== hypervisor.uri) {
-          warnings.push({
-            code: 'W_CLEANUP',
-            message: `a run of this domain died on ${run.journal.uri}; pull it there once to clean up`,
-          })
-          continue
-        }
-        // A checkpoint too many costs little, one too few a full read.
-        await hypervisor.cleanUpAfter(run.journal, { keepCheckpoint: committed?.has(run.id) ?? true })
-        warnings.push({ code: 'W_RECOVERED', message: 'cleaned up after a run that had died' })
-      }
-      await run.remove()
-    }
-    return warnings
   }
 
   async #baseHealth(domain: DomainRef, latest: RecoveryPoint | undefined): Promise<BaseHealth> {
@@ -399,7 +361,7 @@ function asFirstFailure(error: Suppressed): BackupError {
   let first: unknown = error
   while (isSuppressed(first)) first = first.suppressed
   const known = first instanceof BackupError ? first : undefined
-  return new BackupError(known?.code ?? 'E_INTERNAL', messageOf(first), {
+  return new BackupError(errorCodeOf(first), messageOf(first), {
     why: known?.why,
     hints: [...(known?.hints ?? []), `cleaning up failed too (${messageOf(error.error)}); the next pull tries again`],
     cause: error,

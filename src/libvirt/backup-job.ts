@@ -11,6 +11,8 @@ const JOB_END_TIMEOUT_MS = 120_000
 const FIRST_POLL_MS = 10
 const LAST_POLL_MS = 500
 const STUCK_AFTER_MS = 5_000
+/** At the end of a job more patience is due: libvirt may be waiting for the guest's agent. */
+const STUCK_AT_END_MS = 15_000
 
 /** virDomainState and its reasons. */
 const STATE_PAUSED = 3
@@ -62,17 +64,22 @@ export async function refuseBusy(hypervisor: Hypervisor, domain: DomainRef, targ
 /**
  * Ends the backup job that serves on `socket` (a name that nobody else made up)
  * and waits until it is gone. A job with another socket is not ours and is left
- * alone; `false` says that none of ours was there. Rejects with E_TIMEOUT.
+ * alone; `false` says that none of ours was there. Rejects with E_TIMEOUT, and
+ * with E_LIBVIRT_STUCK where libvirt goes on saying that it lost its record.
  */
 export async function endOwnJob(hypervisor: Hypervisor, domain: DomainRef, socket: string): Promise<boolean> {
   const { clock } = hypervisor
   const deadline = clock.monotonic() + JOB_END_TIMEOUT_MS
   const isOver = () => clock.monotonic() > deadline
   let found = false
+  let lostSince: number | undefined
   for (let pause = FIRST_POLL_MS; ; pause = Math.min(2 * pause, LAST_POLL_MS)) {
     // A daemon that restarts, or that waits for QEMU itself, is asked again.
     const state = await ownJobState(hypervisor, domain, socket).catch((error: unknown) => {
       if (isOver() || !isPassing(error)) throw error
+      const isLost = libvirtFailure(error)?.libvirtCode === INTERNAL_ERROR
+      lostSince = isLost ? (lostSince ?? clock.monotonic()) : undefined
+      if (lostSince !== undefined && clock.monotonic() - lostSince > STUCK_AT_END_MS) throw stuck(domain, error)
       return 'unknown' as const
     })
     if (state === 'none') break

@@ -1,5 +1,5 @@
 import { throwIfAborted } from '../base/async.js'
-import { BackupError, isNativeFailure, messageOf, type Warning } from '../base/errors.js'
+import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
 import { endOwnJob, exists, isPausedForSpace, refuseBusy, removeLeftovers, resumeAfterJob } from './backup-job.js'
@@ -89,7 +89,7 @@ export class LiveBackupSession implements BackupSessionPort {
       throwIfAborted(signal)
       return new LiveBackupSession(await partsOf(hypervisor, request, { ...outcome, mayResume }))
     } catch (error) {
-      const failures = await undo(hypervisor, namesOf(request), mayResume)
+      const { failures } = await undo(hypervisor, namesOf(request), mayResume)
       throw failures.length === 0 ? error : withLeftovers(error, failures)
     }
   }
@@ -163,7 +163,9 @@ export interface DeadSession {
 /**
  * Undoes what a dead run left: thaws, ends its job, deletes its checkpoint and
  * its files. Only for a run whose lock is held by the caller. May be repeated,
- * also after dying inside it. Returns what could not be undone, one line each.
+ * also after dying inside it. Returns what could not be undone, one line each;
+ * rejects with E_LIBVIRT_STUCK, when the rest is done, where only the remedy
+ * for that helps.
  */
 export async function undoDeadSession(hypervisor: Hypervisor, dead: DeadSession): Promise<readonly string[]> {
   const failures: string[] = []
@@ -174,17 +176,26 @@ export async function undoDeadSession(hypervisor: Hypervisor, dead: DeadSession)
       if (!isDomainGone(error)) failures.push(messageOf(error))
     }
   }
-  return [...failures, ...(await undo(hypervisor, dead, true))]
+  const undone = await undo(hypervisor, dead, true)
+  if (undone.stuck !== undefined) throw undone.stuck
+  return [...failures, ...undone.failures]
 }
 
-async function undo(hypervisor: Hypervisor, names: Omit<DeadSession, 'frozen'>, mayResume: boolean): Promise<string[]> {
+interface Undone {
+  readonly failures: readonly string[]
+  readonly stuck: BackupError | undefined
+}
+
+async function undo(hypervisor: Hypervisor, names: Omit<DeadSession, 'frozen'>, mayResume: boolean): Promise<Undone> {
   const { domain, checkpoint } = names
   const failures: string[] = []
+  let stuck: BackupError | undefined
   const attempt = async (step: () => Promise<unknown>) => {
     try {
       await step()
     } catch (error) {
       failures.push(messageOf(error))
+      if (error instanceof BackupError && error.code === 'E_LIBVIRT_STUCK') stuck = error
     }
   }
   await attempt(async () => {
@@ -192,7 +203,8 @@ async function undo(hypervisor: Hypervisor, names: Omit<DeadSession, 'frozen'>, 
     if (found && mayResume) await resumeAfterJob(hypervisor, domain)
   })
   if (checkpoint !== undefined) await attempt(() => deleteCheckpoint(hypervisor, domain, checkpoint))
-  return [...failures, ...(await removeLeftovers([names.socket, ...names.scratchFiles]))]
+  failures.push(...(await removeLeftovers([names.socket, ...names.scratchFiles])))
+  return { failures, stuck }
 }
 
 async function partsOf(
@@ -269,10 +281,12 @@ function resumedWarning(domain: DomainRef): Warning {
   }
 }
 
-function withLeftovers(error: unknown, failures: readonly string[]): BackupError {
-  const code = isNativeFailure(error) || error instanceof BackupError ? error.code : 'E_INTERNAL'
-  return new BackupError(code, messageOf(error), {
-    why: `and not everything could be undone: ${failures.join('; ')}`,
-    cause: libvirtFailure(error) ?? error,
-  })
+/**
+ * What `await using` throws where undoing failed too: it tells the caller to
+ * keep the journal, so that the next run undoes the rest.
+ */
+export function withLeftovers(error: unknown, failures: readonly string[]): Error {
+  const left = new BackupError('E_LIBVIRT', failures.join('; '))
+  const both = new Error(messageOf(error), { cause: libvirtFailure(error) ?? error })
+  return Object.assign(both, { name: 'SuppressedError', code: errorCodeOf(error), error: left, suppressed: error })
 }

@@ -3,6 +3,7 @@ import { BackupError, messageOf, type Warning } from '../base/errors.js'
 import type { DomainDisk } from '../model/domain.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
 import { exists, removeLeftovers } from './backup-job.js'
+import { withLeftovers } from './backup-session.js'
 import { checkpointXml, cleanupWarning, deleteCheckpoint } from './checkpoints.js'
 import type { Hypervisor } from './hypervisor.js'
 import type { ChainImage } from './image-chain.js'
@@ -221,10 +222,5 @@ async function undone(hypervisor: Hypervisor, request: SessionRequest, error: un
       failures.push(messageOf(failure))
     })
   }
-  if (failures.length === 0 || !(error instanceof BackupError)) return error
-  return new BackupError(error.code, error.message, {
-    why: [error.why, `not everything could be undone: ${failures.join('; ')}`].filter(Boolean).join('; '),
-    hints: error.hints,
-    cause: error,
-  })
+  return failures.length === 0 ? error : withLeftovers(error, failures)
 }

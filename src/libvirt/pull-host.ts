@@ -5,6 +5,7 @@ import { classifyDisk } from '../model/disk-class.js'
 import { describeSource, type DomainDisk } from '../model/domain.js'
 import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
 import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import { endOwnJob, resumeAfterJob, runningBackup } from './backup-job.js'
 import { LiveBackupSession, undoDeadSession } from './backup-session.js'
 import { parseQemuUser } from './capabilities-xml.js'
 import { deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
@@ -17,6 +18,7 @@ import { isOff, localPath, whyUnreadable } from './offline-images.js'
 import { OfflineBackupSession } from './offline-session.js'
 import {
   filesOf,
+  isRunSocket,
   makeRunPlaces,
   nameRunPlaces,
   removeRunPlaces,
@@ -144,6 +146,29 @@ export class PullHost {
       hints: ['the next pull tries again'],
     })
   }
+
+  /** Whether a job runs whose places were made by a virtvault, of whichever store. */
+  async hasOurJob(domain: DomainRef): Promise<boolean> {
+    return (await ourSocket(this.#hypervisor, domain)) !== undefined
+  }
+
+  /** Thaws, ends such a job, removes its socket. false where there is none. Rejects with E_TIMEOUT, E_LIBVIRT_STUCK. */
+  async endOurJob(domain: DomainRef): Promise<boolean> {
+    const socket = await ourSocket(this.#hypervisor, domain)
+    if (socket === undefined) return false
+    // No agent, or none that answers: then nothing is frozen that a thaw could reach.
+    await this.#hypervisor.call(connection => connection.fsThaw(domain.uuid, [])).catch(() => undefined)
+    await endOwnJob(this.#hypervisor, domain, socket)
+    await resumeAfterJob(this.#hypervisor, domain)
+    await removeRunPlaces([socket])
+    return true
+  }
+}
+
+/** Whether a job serves on a socket that namePlaces() made up, here or for another store. */
+async function ourSocket(hypervisor: Hypervisor, domain: DomainRef): Promise<string | undefined> {
+  const socket = (await runningBackup(hypervisor, domain))?.socket
+  return socket !== undefined && isRunSocket(socket) ? socket : undefined
 }
 
 function sourceOf(disk: DomainDisk, probed: ProbedImage | undefined): DiskSource {

@@ -47,6 +47,11 @@ export function nameRunPlaces(
   return { checkpoint: `${names.prefix}${names.token}`, socket, scratch: new Map(scratch) }
 }
 
+/** Whether nameRunPlaces() made up this socket's path, in whatever directory. */
+export function isRunSocket(path: string): boolean {
+  return /\/run-[0-9a-f]{16}\/nbd\.sock$/.test(path)
+}
+
 /**
  * Makes the directories of a run, closed to everybody but QEMU's user (us where
  * `qemuUser` is undefined): an NBD
