@@ -233,6 +233,12 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/daemon/reload.js'),
   },
   {
+    id: 'systemd:generate',
+    group: 'SET UP',
+    summary: 'Write units for systemd',
+    load: () => import('../commands/systemd/generate.js'),
+  },
+  {
     id: 'notify:test',
     group: 'SET UP',
     summary: 'Send a test through every notifier',
@@ -249,6 +255,18 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     group: 'SET UP',
     summary: 'Print a configuration to start from',
     load: () => import('../commands/config/generate.js'),
+  },
+  {
+    id: 'config:show',
+    group: 'SET UP',
+    summary: 'Print the configuration as it is understood',
+    load: () => import('../commands/config/show.js'),
+  },
+  {
+    id: 'config:import',
+    group: 'SET UP',
+    summary: 'Take over a configuration of virt-backup',
+    load: () => import('../commands/config/import.js'),
   },
   {
     id: 'config:schema',
@@ -302,6 +320,7 @@ export const TOPICS: Readonly<Record<string, string>> = {
   job: 'Look at and change what is scheduled',
   notify: 'Tell people',
   key: 'Manage the keys of an encrypted store',
+  systemd: 'Run under systemd',
   store: 'Look at and maintain a store',
   target: 'Look at the configured targets',
 }

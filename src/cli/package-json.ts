@@ -15,3 +15,8 @@ export function readPackageJson(): PJSON {
 function isPackageJson(value: unknown): value is PJSON {
   return typeof value === 'object' && value !== null && 'version' in value && 'oclif' in value
 }
+
+/** The program as it was started, for units and scripts that start it again. */
+export function programPath(): string {
+  return process.argv[1] ?? `${PACKAGE_ROOT}/dist/src/cli/main.cjs`
+}

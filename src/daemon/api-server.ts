@@ -33,6 +33,8 @@ const MAX_CONNECTIONS = 64
 const HEADERS_TIMEOUT_MS = 10_000
 const REQUEST_TIMEOUT_MS = 30_000
 const MAX_HISTORY = 10_000
+/** sockaddr_un(7), and its zero byte. */
+const MAX_SOCKET_PATH = 107
 /** Shorter tokens can be guessed. */
 export const MIN_TOKEN_LENGTH = 32
 
@@ -196,6 +198,12 @@ function isSameSecret(a: string, b: string): boolean {
 
 /** A socket file that a dead daemon left; one that somebody listens at is not touched. */
 async function removeDeadSocket(path: string): Promise<void> {
+  // Node cuts off what the kernel does not take, and listens somewhere else.
+  if (Buffer.byteLength(path) > MAX_SOCKET_PATH) {
+    throw new BackupError('E_CONFIG', `the path of the socket is too long: ${path}`, {
+      hints: ['set ui.socket to a shorter one'],
+    })
+  }
   const isAlive = await new Promise<boolean>(resolve => {
     const socket = connect(path)
     socket.once('connect', () => {
