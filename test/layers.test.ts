@@ -41,6 +41,7 @@ const MAP: ModuleMap = {
     'cli/restore-wire.ts',
     'cli/export-wire.ts',
     'cli/trial-wire.ts',
+    'cli/instant-wire.ts',
     'cli/daemon-wire.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',

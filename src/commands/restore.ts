@@ -2,6 +2,7 @@ import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
+import type { InstantWish } from '../cli/instant-wire.js'
 import { restoreRunDocument, restoreRunSummary } from '../cli/restore-view.js'
 import { inPlaceWishes, type InPlaceWishes, restoreWishes } from '../cli/restore-wishes.js'
 import { rollbackDocument, rollbackSummary } from '../cli/rollback-view.js'
@@ -13,7 +14,8 @@ export default class RestoreCommand extends BaseCommand {
     'or nothing: images get their names when every disk is complete and sound. With --define the domain is made known ' +
     'to libvirt with its new disks, with --start it runs; one that exists is never changed, but for --in-place, which ' +
     'writes back into the disks of a shut-off domain what differs from the point. Of several points each gets a ' +
-    'directory of its own. An interrupted restore cannot be resumed: it leaves nothing behind, run it again.'
+    'directory of its own. An interrupted restore leaves nothing behind, run it again; ' +
+    'only one with --instant can be resumed.'
   static override examples = [
     { command: '<%= config.bin %> restore web01@latest --to /srv/restored', description: 'All disks as qcow2 images' },
     {
@@ -31,6 +33,10 @@ export default class RestoreCommand extends BaseCommand {
     {
       command: '<%= config.bin %> restore --all --to /var/lib/libvirt/images --define -t /mnt/backup',
       description: 'On a new host: the newest point of every domain in the store',
+    },
+    {
+      command: '<%= config.bin %> restore web01@latest --instant --to /var/lib/libvirt/images',
+      description: 'Running again in seconds; the data follows',
     },
     { command: '<%= config.bin %> restore web01@~1 --in-place', description: 'Roll a shut-off domain back' },
     { command: '<%= config.bin %> restore web01@~1 --to /srv/restored -n', description: 'Only say what would be done' },
@@ -92,6 +98,20 @@ export default class RestoreCommand extends BaseCommand {
       summary: 'keep the interfaces, have none, or put all of them on a network of libvirt',
       helpValue: 'keep|none|NAME',
     }),
+    instant: Flags.boolean({
+      summary: 'start the domain at once, on overlays in --to DIR, and fill its disks in while it runs',
+      exclusive: ['in-place', 'all', 'dry-run', 'force', 'allow-damaged'],
+    }),
+    hydrate: Flags.boolean({
+      summary: 'with --instant or --resume; --no-hydrate only serves, for a look',
+      allowNo: true,
+      default: true,
+    }),
+    resume: Flags.string({
+      summary: 'go on with an instant restore that was broken off',
+      helpValue: 'ID',
+      exclusive: ['instant', 'in-place', 'all', 'to', 'name', 'disk'],
+    }),
     'in-place': Flags.boolean({ summary: 'write what differs back into the disks of the shut-off domain' }),
     'dry-run': Flags.boolean({ char: 'n', summary: 'say what would be written, and how much' }),
   }
@@ -99,7 +119,11 @@ export default class RestoreCommand extends BaseCommand {
   override async run(): Promise<Envelope> {
     const { args, flags } = await this.parse(RestoreCommand)
     if (flags['in-place']) return await this.#inPlace(inPlaceWishes(args.point ?? [], flags), flags)
-    const wishes = restoreWishes(args.point ?? [], flags, this.jsonEnabled())
+    const { hydrate, resume } = flags
+    if (resume !== undefined) return await this.#instant({ kind: 'resume', id: resume, hydrate }, flags)
+    const given = flags.instant ? { ...flags, start: true } : flags
+    const wishes = restoreWishes(args.point ?? [], given, this.jsonEnabled())
+    if (flags.instant) return await this.#instant({ kind: 'start', wishes, hydrate }, flags)
     await using session = await this.session(flags)
     const { runRestore } = await import('../cli/restore-run.js')
     const run = await runRestore(session, wishes)
@@ -110,6 +134,13 @@ export default class RestoreCommand extends BaseCommand {
     else session.print(lines)
     return this.finish(restoreRunDocument(run, wishes.points === 'all' || wishes.points.length > 1))
   }
+
+  async #instant(wish: InstantWish, flags: GlobalFlagValues): Promise<Envelope> {
+    await using session = await this.session(flags)
+    const { runInstant } = await import('../cli/instant-wire.js')
+    return this.finish(await runInstant(session, wish))
+  }
+
   async #inPlace(wishes: InPlaceWishes, flags: GlobalFlagValues): Promise<Envelope> {
     await using session = await this.session(flags)
     const { runInPlace } = await import('../cli/in-place-run.js')

@@ -45,3 +45,13 @@ export async function createOverlay(spec: OverlaySpec): Promise<void> {
     throw new BackupError('E_IO', `cannot create the overlay ${spec.path}: ${messageOf(cause)}`, { cause })
   }
 }
+
+/** Whether an image reads from another one what it has not itself; fine while a domain uses it. Rejects with E_IO. */
+export async function isOverlay(path: string): Promise<boolean> {
+  try {
+    const { stdout } = await promisify(execFile)('qemu-img', ['info', '-U', '--output=json', path])
+    return /"backing-filename"/.test(stdout)
+  } catch (cause) {
+    throw new BackupError('E_IO', `cannot look at ${path}: ${messageOf(cause)}`, { cause })
+  }
+}

@@ -78,6 +78,24 @@ export function rewriteDomainXml(xml: string, options: RestoreXmlOptions): Resto
   return { xml: built, notes: [...rewrite.notes] }
 }
 
+/**
+ * A domain's definition with the disks of another one, by target: what an
+ * instant restore ends with. All else stays as it was, also what its owner
+ * changed meanwhile. Throws E_LIBVIRT.
+ */
+export function withDisksOf(xml: string, other: string): string {
+  const targetOf = (disk: XmlElement) => attributeOf(childOf(disk, 'target'), 'dev')
+  const isDisk = (one: XmlElement) => one.name === 'disk' && (attributeOf(one, 'device') ?? 'disk') === 'disk'
+  const wanted = childrenOf(childOf(withoutBlanks(parseXml(other, 'domain')), 'devices'), 'disk').filter(isDisk)
+  const domain = withoutBlanks(parseXml(xml, 'domain'))
+  const exchanged = (one: XmlElement) =>
+    isDisk(one) ? (wanted.find(disk => targetOf(disk) === targetOf(one)) ?? one) : one
+  const children = domain.children.map(child =>
+    child.name === 'devices' ? withChildren(child, child.children.map(exchanged)) : child,
+  )
+  return buildXml(withChildren(domain, children), 'lines')
+}
+
 function domainChild(child: XmlElement, rewrite: Rewrite): readonly XmlElement[] {
   const { options, isCopy, notes } = rewrite
   switch (child.name) {

@@ -1,0 +1,173 @@
+import { randomBytes } from 'node:crypto'
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import { BackupError } from '../base/errors.js'
+import { decodeInstantState, encodeInstantState, type InstantState, isInstantId } from '../format/instant-state.js'
+import { createOverlay, isOverlay } from '../image/overlay.js'
+import { InstantRestore, resumable, type RunningRestore } from '../jobs/instant-restore.js'
+import { planRestore } from '../jobs/restore-plan.js'
+import { withDisksOf } from '../libvirt/restore-xml.js'
+import type { StorePort } from '../store/store-types.js'
+import type { Envelope } from './base-command.js'
+import { EXIT } from './exit-codes.js'
+import { inSeconds } from './output.js'
+import { runtimeDir, stateDir } from './places.js'
+import { findPoint } from './points.js'
+import { printable } from './printable.js'
+import { connectLocal } from './restore-run.js'
+import { makeDomainRestore, makeImages, makePassableDirectory, ownNamespaces } from './restore-wire.js'
+import type { RestoreWishes } from './restore-wishes.js'
+import type { Session } from './session.js'
+import { qemuUserOf, serveForQemu } from './trial-wire.js'
+import { type Machine, openStore } from './wire.js'
+
+/** Makes and runs an instant restore: a part of wire.ts. */
+
+/** `restore --instant` of one point, or `restore --resume ID`. */
+export type InstantWish =
+  | { readonly kind: 'start'; readonly wishes: RestoreWishes; readonly hydrate: boolean }
+  | { readonly kind: 'resume'; readonly id: string; readonly hydrate: boolean }
+
+/** Runs the domain, and serves it until its disks are filled in, or until it is interrupted. */
+export async function runInstant(session: Session, wish: InstantWish): Promise<Envelope> {
+  await using store = await openStore(session)
+  await using machine = await connectLocal(session, 'the overlays and the export')
+  const restore = await makeInstantRestore(session, store, machine)
+  await using running =
+    wish.kind === 'start'
+      ? await startInstant(session, { store, restore, wishes: wish.wishes })
+      : await resumeInstant(store, restore, wish.id)
+  const { state } = running
+  for (const note of running.notes) session.note(`! ${note}`)
+  session.print([
+    printable(`${state.domain.name} runs, after ${inSeconds(running.startedMs)} s, on overlays over the store.`),
+    ...state.disks.map(({ target, image }) => printable(`  ${target}  ${image}`)),
+    wish.hydrate
+      ? `Its disks are being filled in. If this ends early: virtvault restore --resume ${state.id}`
+      : `Its disks are not filled in: it needs this to go on. Later: virtvault restore --resume ${state.id}`,
+  ])
+  if (!wish.hydrate) {
+    await new Promise<void>(ended => session.signal.addEventListener('abort', () => ended(), { once: true }))
+    return documentOf(running, { isHydrated: false })
+  }
+  const started = session.clock.monotonic()
+  try {
+    await restore.hydrate(running, session.signal)
+  } catch (error) {
+    session.complain(`go on with: virtvault restore --resume ${state.id}`)
+    throw resumable(error, state)
+  }
+  await session.endProgress()
+  const hydratedMs = session.clock.monotonic() - started
+  session.print([printable(`${state.domain.name} needs the store no more, after ${inSeconds(hydratedMs)} s.`)])
+  return documentOf(running, { isHydrated: true, hydratedMs })
+}
+
+function documentOf(
+  { state, startedMs, notes }: RunningRestore,
+  outcome: { readonly isHydrated: boolean; readonly hydratedMs?: number },
+): Envelope {
+  return {
+    schema: 'virtvault/restore_instant/1',
+    ok: true,
+    status: 'success',
+    exit: EXIT.ok,
+    id: state.id,
+    point: state.pointId,
+    domain: state.domain.name,
+    uuid: state.domain.uuid,
+    start_seconds: inSeconds(startedMs),
+    hydrated: outcome.isHydrated,
+    hydrate_seconds: outcome.hydratedMs === undefined ? undefined : inSeconds(outcome.hydratedMs),
+    disks: state.disks,
+    notes,
+  }
+}
+
+async function startInstant(
+  session: Session,
+  parts: { readonly store: StorePort; readonly restore: InstantRestore; readonly wishes: RestoreWishes },
+): Promise<RunningRestore> {
+  const { store, restore, wishes } = parts
+  const { destination, domain, points } = wishes
+  const [text, another] = points === 'all' ? [] : points
+  if (text === undefined || another !== undefined || destination.kind !== 'directory' || domain === undefined) {
+    throw new BackupError('E_USAGE', '--instant runs one recovery point, on overlays in a directory', {
+      hints: ['virtvault restore web01@latest --instant --to DIR'],
+    })
+  }
+  const { point } = (await findPoint(store, text)).noted
+  const id = randomBytes(4).toString('hex')
+  const isCopy = domain.name !== undefined && domain.name !== point.domain.name
+  const uuid = domain.uuid ?? (isCopy ? 'new' : 'keep')
+  await makePassableDirectory(destination.path)
+  await mkdir(runtimeDir(), { recursive: true })
+  session.signal.throwIfAborted()
+  return await restore.start({
+    id,
+    storeId: store.id,
+    socket: join(runtimeDir(), `instant-${id}.sock`),
+    plan: planRestore({
+      point,
+      disks: wishes.disks.length === 0 ? undefined : wishes.disks,
+      destination: { kind: 'directory', path: destination.path, format: 'qcow2' },
+      onDamage: 'stop',
+    }),
+    domain: { name: domain.name, uuid, macs: uuid, network: domain.network, ownNamespaces: await ownNamespaces() },
+  })
+}
+
+async function resumeInstant(store: StorePort, restore: InstantRestore, id: string): Promise<RunningRestore> {
+  const state = await loadState(id)
+  const point = await store.points.get(state.pointId)
+  if (state.storeId !== store.id || point === undefined) {
+    throw new BackupError('E_NOT_FOUND', `this store has not the recovery point of ${state.domain.name}`, {
+      hints: [`name the store that it was started from with -t; its id is ${state.storeId}`],
+    })
+  }
+  return await restore.resume(state, point)
+}
+
+async function makeInstantRestore(session: Session, store: StorePort, machine: Machine): Promise<InstantRestore> {
+  const user = await qemuUserOf(machine)
+  return new InstantRestore({
+    host: machine.hypervisor.connection,
+    domains: await makeDomainRestore(store, machine, await makeImages()),
+    serve: async where => {
+      await mkdir(runtimeDir(), { recursive: true })
+      return await serveForQemu({ store, user }, where, error => session.complain(error.message))
+    },
+    createOverlay: spec => createOverlay({ ...spec, owner: user }),
+    isOverlay,
+    withDisksOf,
+    removeFile: path => rm(path, { force: true }),
+    saveState,
+    dropState: id => rm(statePath(id), { force: true }),
+    clock: session.clock,
+    progress: session.progress,
+  })
+}
+
+function statePath(id: string): string {
+  return join(stateDir(), 'instant', `${id}.json`)
+}
+
+async function saveState(state: InstantState): Promise<void> {
+  const path = statePath(state.id)
+  await mkdir(join(stateDir(), 'instant'), { recursive: true })
+  // It holds the domain's definition, secrets included.
+  await writeFile(`${path}.tmp`, encodeInstantState(state), { mode: 0o600, flush: true })
+  await rename(`${path}.tmp`, path)
+}
+
+/** Rejects with E_NOT_FOUND, E_DAMAGED. */
+async function loadState(id: string): Promise<InstantState> {
+  const bytes = isInstantId(id) ? await readFile(statePath(id)).catch(() => undefined) : undefined
+  if (bytes === undefined) {
+    throw new BackupError('E_NOT_FOUND', `there is no instant restore ${id} to go on with`, {
+      why: 'it was finished, or started on another host or by another user',
+    })
+  }
+  return decodeInstantState(bytes)
+}

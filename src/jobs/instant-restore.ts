@@ -1,0 +1,229 @@
+import { resolve } from 'node:path'
+
+import { throwIfAborted } from '../base/async.js'
+import type { Clock } from '../base/clock.js'
+import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
+import type { InstantState } from '../format/instant-state.js'
+import type { RecoveryPoint } from '../model/recovery-point.js'
+import type { NativeVirtConnection } from '../native/virt.js'
+import type { Progress } from './progress.js'
+import type { DomainRestore, DomainRestoreRequest } from './restore-domain.js'
+import type { RestorePlan } from './restore-plan.js'
+import type { ServeJob } from './serve-job.js'
+
+const POLL_MS = 500
+/** A pull that ends early so often without anybody's death will not work the next time either. */
+const MAX_PULLS = 5
+const VIR_DOMAIN_PAUSED = 3
+const VIR_DOMAIN_PAUSED_IOERROR = 5
+/** NVRAM goes, which is a copy of what the store has. */
+const VIR_DOMAIN_UNDEFINE_NVRAM = 4
+
+export interface InstantPorts {
+  readonly host: Pick<
+    NativeVirtConnection,
+    | 'lookupDomain'
+    | 'createDomain'
+    | 'defineDomain'
+    | 'undefineDomain'
+    | 'resumeDomain'
+    | 'domainXml'
+    | 'blockPull'
+    | 'blockJobInfo'
+  >
+  readonly domains: DomainRestore
+  readonly serve: (where: {
+    readonly point: RecoveryPoint
+    readonly disks: readonly string[]
+    readonly socket: string
+  }) => Promise<ServeJob>
+  readonly createOverlay: (spec: {
+    readonly path: string
+    readonly size: number
+    readonly backing: { readonly socket: string; readonly exportName: string }
+  }) => Promise<void>
+  /** `withDisksOf` of libvirt/. */
+  readonly withDisksOf: (xml: string, other: string) => string
+  /** Whether an image still reads from another one. */
+  readonly isOverlay: (path: string) => Promise<boolean>
+  readonly removeFile: (path: string) => Promise<void>
+  /** Durable when it resolves. */
+  readonly saveState: (state: InstantState) => Promise<void>
+  readonly dropState: (id: string) => Promise<void>
+  readonly clock: Clock
+  readonly progress: Progress
+}
+
+export interface InstantRequest {
+  readonly id: string
+  readonly storeId: string
+  readonly socket: string
+  readonly plan: RestorePlan
+  readonly domain: Omit<DomainRestoreRequest, 'plan' | 'backing'>
+}
+
+/** A domain that runs on overlays over an export. Disposing it ends the export; whoever still needs it waits, paused. */
+export interface RunningRestore extends AsyncDisposable {
+  readonly state: InstantState
+  readonly job: ServeJob
+  /** Since the beginning, until the domain ran. */
+  readonly startedMs: number
+  readonly notes: readonly string[]
+}
+
+/**
+ * Runs a domain at once, on overlays that read from our export what the store
+ * has, and fills them in behind the running guest. What the guest writes is in
+ * its overlays from the first moment on. Where the export dies, the domain is
+ * paused at its next read of it, and nothing is lost: resume() serves again.
+ */
+export class InstantRestore {
+  readonly #ports: InstantPorts
+
+  constructor(ports: InstantPorts) {
+    this.#ports = ports
+  }
+
+  /** Rejects as DomainRestore and ServeJob do, and with E_EXISTS; then nothing is left. */
+  async start(request: InstantRequest): Promise<RunningRestore> {
+    const { clock, domains, host, progress } = this.#ports
+    const { plan, socket } = request
+    const { point } = plan
+    const started = clock.monotonic()
+    progress.report({ kind: 'started', subject: point.domain.name, verb: 'restore', facts: [['instant', request.id]] })
+    const plain = await domains.prepare({ ...request.domain, plan })
+    const job = await this.#ports.serve({ point, disks: plan.disks.map(({ disk }) => disk.target), socket })
+    const undo: (() => Promise<unknown>)[] = [() => job[Symbol.asyncDispose]()]
+    try {
+      const backing = new Map(job.disks.map(({ target, exportName }) => [target, { socket, exportName }]))
+      const prepared = await domains.prepare({ ...request.domain, plan, backing })
+      const images = plan.disks.map(({ disk, spec }) => ({ disk, path: resolve('path' in spec ? spec.path : '') }))
+      for (const { disk, path } of images) {
+        const behind = backing.get(disk.target)
+        if (behind === undefined) throw new Error(`bug: ${disk.target} is not served`)
+        await this.#ports.createOverlay({ path, size: disk.size, backing: behind })
+        undo.push(() => this.#ports.removeFile(path))
+      }
+      const state: InstantState = {
+        id: request.id,
+        storeId: request.storeId,
+        pointId: point.id,
+        domain: { uuid: prepared.uuid, name: prepared.name },
+        socket,
+        disks: images.map(({ disk, path }) => ({ target: disk.target, image: path })),
+        hydratedXml: plain.xml,
+      }
+      // Before the domain: whoever finds it can go on with it.
+      await this.#ports.saveState(state)
+      undo.push(() => this.#ports.dropState(state.id))
+      undo.push(() => host.undefineDomain(prepared.uuid, VIR_DOMAIN_UNDEFINE_NVRAM).catch(() => undefined))
+      await domains.finish(prepared, 'start')
+      return this.#running(job, { state, notes: prepared.notes, startedMs: clock.monotonic() - started })
+    } catch (error) {
+      for (const step of undo.reverse()) await step()
+      throw error
+    }
+  }
+
+  /** Serves again for a domain whose export died, and lets it run on. Rejects as ServeJob, with E_NOT_FOUND, E_LIBVIRT. */
+  async resume(state: InstantState, point: RecoveryPoint): Promise<RunningRestore> {
+    const { clock, host } = this.#ports
+    const started = clock.monotonic()
+    const { uuid } = await host.lookupDomain(state.domain.uuid)
+    const job = await this.#ports.serve({ point, disks: state.disks.map(({ target }) => target), socket: state.socket })
+    try {
+      await this.#letRun(uuid)
+      return this.#running(job, { state, notes: [], startedMs: clock.monotonic() - started })
+    } catch (error) {
+      await job[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  /**
+   * Fills the overlays until they need the export no more, beside the running
+   * guest. Rejects with E_DOMAIN_STATE where it was shut off meanwhile,
+   * E_DAMAGED, E_LIBVIRT, E_INTERRUPTED; resume() and this can be tried again.
+   */
+  async hydrate(running: RunningRestore, signal: AbortSignal): Promise<void> {
+    const { host, progress } = this.#ports
+    const { state } = running
+    for (const disk of state.disks) await this.#hydrateDisk(running, disk, signal)
+    // Also its own way with errors comes back, of which the guest knows nothing until its next start.
+    const inactive = await host.domainXml(state.domain.uuid, { inactive: true, secure: true })
+    await host.defineDomain(this.#ports.withDisksOf(inactive, state.hydratedXml), { validate: true })
+    await this.#ports.dropState(state.id)
+    progress.report({ kind: 'finished', subject: state.domain.name, status: 'success', point: state.pointId })
+  }
+
+  async #hydrateDisk(
+    { state, job }: RunningRestore,
+    disk: { readonly target: string; readonly image: string },
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { host, clock, progress, isOverlay } = this.#ports
+    const { uuid, name } = state.domain
+    let pulls = 0
+    for (;;) {
+      throwIfAborted(signal)
+      const info = await host.blockJobInfo(uuid, disk.target).catch((error: unknown) => this.#whyNot(state, error))
+      if (info !== undefined) {
+        const { current, end } = info
+        progress.report({
+          kind: 'disk',
+          subject: name,
+          target: disk.target,
+          totalBytes: end,
+          doneBytes: current,
+          newBytes: current,
+        })
+      } else {
+        if (!(await isOverlay(disk.image))) return
+        if (job.failedReads > 0) {
+          throw new BackupError('E_DAMAGED', `${name}: the store cannot give back all of disk ${disk.target}`, {
+            why: 'its overlay holds what the guest wrote, and still needs the export for the rest',
+          })
+        }
+        if (pulls++ === MAX_PULLS) {
+          throw new BackupError('E_LIBVIRT', `${name}: the pull of disk ${disk.target} ends early again and again`)
+        }
+        await this.#letRun(uuid)
+        await host.blockPull(uuid, disk.target, 0).catch((error: unknown) => this.#whyNot(state, error))
+      }
+      await clock.sleep(POLL_MS, signal)
+    }
+  }
+
+  /** A domain that is off has nobody to pull. */
+  async #whyNot(state: InstantState, error: unknown): Promise<never> {
+    const { id } = await this.#ports.host.lookupDomain(state.domain.uuid)
+    if (id >= 0) throw error
+    throw new BackupError('E_DOMAIN_STATE', `${state.domain.name} was shut off before its disks were filled in`, {
+      why: messageOf(error),
+      hints: [`start it and go on:   virtvault restore --resume ${state.id}`],
+      cause: error,
+    })
+  }
+
+  /** Starts it where it is off; lets it go on where it was paused for want of the export. */
+  async #letRun(uuid: string): Promise<void> {
+    const { host } = this.#ports
+    const { id, state, reason } = await host.lookupDomain(uuid)
+    if (id < 0) await host.createDomain(uuid, {})
+    else if (state === VIR_DOMAIN_PAUSED && reason === VIR_DOMAIN_PAUSED_IOERROR) await host.resumeDomain(uuid)
+  }
+
+  #running(job: ServeJob, parts: Omit<RunningRestore, 'job' | typeof Symbol.asyncDispose>): RunningRestore {
+    return { ...parts, job, [Symbol.asyncDispose]: () => job[Symbol.asyncDispose]() }
+  }
+}
+
+/** Adds how to go on to whatever ended an instant restore that runs. */
+export function resumable(error: unknown, state: InstantState): BackupError {
+  const known = error instanceof BackupError ? error : undefined
+  return new BackupError(errorCodeOf(error), `${state.domain.name} still needs its export: ${messageOf(error)}`, {
+    why: known?.why ?? 'it is paused at its next read of what was not filled in yet; what it wrote is safe',
+    hints: [...(known?.hints ?? []), `go on:   virtvault restore --resume ${state.id}`],
+    cause: error,
+  })
+}
