@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8'
+
 import { BackupError } from '../base/errors.js'
 import { type HelpSubject, readCommandLine, type Request } from './command-line.js'
 import type { CommandEntry } from './command-table.js'
@@ -9,12 +11,18 @@ import { surviveBrokenPipes, writeDocument, writeErr, writeOut } from './streams
 
 /** A command that has ended but left something running is not waited for longer than this. */
 const LINGER_MS = 5000
+/**
+ * Bytecode that a function runs before V8 optimizes it, 15 times the default. JavaScript only hands batches on here:
+ * compiling it took 10 to 20 % of the CPU time of a full of known data and of a restore of 0.75 GiB (Node 20.20).
+ */
+const OPTIMIZE_AFTER = '--interrupt-budget=1000000'
 
 /**
  * Runs one command line and sets the exit code of the process. Loads as little
  * as it can: versions and the main help need neither oclif nor a command.
  */
 export async function main(argv: readonly string[]): Promise<void> {
+  setFlagsFromString(OPTIMIZE_AFTER)
   surviveBrokenPipes()
   hideSecrets()
   settleColors(argv)
