@@ -1,4 +1,4 @@
-import { rm } from 'node:fs/promises'
+import { lstat, rm } from 'node:fs/promises'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 
 import { BackupError, errorCodeOf } from '../base/errors.js'
@@ -166,6 +166,8 @@ export class ExportServer implements AsyncDisposable {
 
 /** Whether it is a socket that nobody listens on. */
 async function isDeadSocket(path: string): Promise<boolean> {
+  // Connecting to a file that is no socket is refused just like to a dead one.
+  if (!(await lstat(path)).isSocket()) return false
   return await new Promise(resolve => {
     const probe = connect({ path })
     probe.once('connect', () => {
