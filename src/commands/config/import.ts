@@ -15,6 +15,10 @@ export default class ConfigImportCommand extends BaseCommand {
       command: '<%= config.bin %> config import virt-backup /etc/virt-backup/config.yml > /etc/virtvault/config.yml',
       description: 'Take it over',
     },
+    {
+      command: '<%= config.bin %> config import virt-backup ./config.yml --json',
+      description: 'See what it becomes, and what has no counterpart',
+    },
   ]
   static override args = {
     format: Args.string({ description: 'whose it is', required: true, options: ['virt-backup'], ignoreStdin: true }),

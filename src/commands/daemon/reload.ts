@@ -6,7 +6,10 @@ export default class DaemonReloadCommand extends BaseCommand {
   static override description =
     'Has the daemon read its configuration now, and says whether that is in use. It also does so by itself, some ' +
     'seconds after a change. Where the configuration cannot be used, the last good one stays in force (exit 2).'
-  static override examples = [{ command: '<%= config.bin %> daemon reload', description: 'After an edit' }]
+  static override examples = [
+    { command: '<%= config.bin %> daemon reload', description: 'After an edit' },
+    { command: '<%= config.bin %> daemon reload --json', description: 'For a script' },
+  ]
 
   override async run(): Promise<Envelope> {
     const { flags } = await this.parse(DaemonReloadCommand)

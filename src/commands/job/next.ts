@@ -8,7 +8,10 @@ export default class JobNextCommand extends BaseCommand {
   static override description =
     'Shows what runs next, jitter and window included: as the daemon has it, or as configuration and metadata say where ' +
     'none runs.'
-  static override examples = [{ command: '<%= config.bin %> job next --limit 5', description: 'The next five' }]
+  static override examples = [
+    { command: '<%= config.bin %> job next --limit 5', description: 'The next five' },
+    { command: '<%= config.bin %> job next --json', description: 'For a script' },
+  ]
   static override flags = {
     limit: Flags.integer({ summary: 'so many', min: 1, default: 20, helpValue: '20' }),
   }

@@ -8,7 +8,10 @@ export default class JobPauseCommand extends BaseCommand {
   static override description =
     'Stops jobs of domains from being started by schedule, until job resume. Written into the metadata of the domain, so ' +
     'that it holds after a migration too. What runs goes on; backup pull and job run still work.'
-  static override examples = [{ command: '<%= config.bin %> job pause db01', description: 'Before work on it' }]
+  static override examples = [
+    { command: '<%= config.bin %> job pause db01', description: 'Before work on it' },
+    { command: "<%= config.bin %> job pause 'r:^web' --job nightly", description: 'Only the nightly job of some' },
+  ]
   static override args = {
     domain: Args.string({
       description: 'domains: a name, a UUID, web*, r:REGEX, !x to leave out',

@@ -7,7 +7,10 @@ import { setPaused } from '../../cli/job-pause.js'
 export default class JobResumeCommand extends BaseCommand {
   static override description =
     'Has paused jobs of domains started by schedule again. What was due meanwhile is not made up for.'
-  static override examples = [{ command: '<%= config.bin %> job resume db01', description: 'After it' }]
+  static override examples = [
+    { command: '<%= config.bin %> job resume db01', description: 'After it' },
+    { command: "<%= config.bin %> job resume 'r:^web' --job nightly", description: 'Only the nightly job of some' },
+  ]
   static override args = {
     domain: Args.string({
       description: 'domains: a name, a UUID, web*, r:REGEX, !x to leave out',

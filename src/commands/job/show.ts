@@ -14,7 +14,10 @@ export default class JobShowCommand extends BaseCommand {
   static override description =
     'Shows every setting of the jobs of a domain and who says so: a flag, a variable, the metadata of the domain, a ' +
     'host entry, a group or the default of the configuration with file, line and column, or what is built in.'
-  static override examples = [{ command: '<%= config.bin %> job show db01', description: 'Why it runs as it does' }]
+  static override examples = [
+    { command: '<%= config.bin %> job show db01', description: 'Why it runs as it does' },
+    { command: '<%= config.bin %> job show db01 --json', description: 'Every setting and its source, for a script' },
+  ]
   static override args = { domain: Args.string({ description: 'a name or a UUID', required: true, ignoreStdin: true }) }
 
   override async run(): Promise<Envelope> {

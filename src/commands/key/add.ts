@@ -11,6 +11,7 @@ export default class KeyAddCommand extends BaseCommand {
     '_COMMAND or _FD, or is asked for; the present one as always. Nothing that is stored is touched.'
   static override examples = [
     { command: '<%= config.bin %> key add --label ops -t /srv/backup', description: 'A passphrase for colleagues' },
+    { command: '<%= config.bin %> key add -t nas', description: 'To a configured target; asks for both passphrases' },
   ]
   static override flags = {
     label: Flags.string({ summary: 'whose it is, at most 64 bytes', helpValue: 'TEXT', default: '' }),

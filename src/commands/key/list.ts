@@ -9,6 +9,7 @@ export default class KeyListCommand extends BaseCommand {
     'what a slot says of itself is sure only once its passphrase opened it.'
   static override examples = [
     { command: '<%= config.bin %> key list -t /srv/backup', description: 'Who can open this store' },
+    { command: '<%= config.bin %> key list -t nas --json', description: 'Of a configured target, for a script' },
   ]
 
   override async run(): Promise<Envelope> {

@@ -10,6 +10,7 @@ export default class KeyRemoveCommand extends BaseCommand {
     'the key itself, can still read the store: against them only a new store helps.'
   static override examples = [
     { command: '<%= config.bin %> key remove 3f9c2a1b -t /srv/backup', description: 'By the id that key list shows' },
+    { command: '<%= config.bin %> key remove 3f9c2a1b -t nas --yes', description: 'Without asking' },
   ]
   static override args = {
     slot: Args.string({ description: 'id of a slot, or its beginning', required: true, ignoreStdin: true }),

@@ -9,7 +9,10 @@ export default class NotifyTestCommand extends BaseCommand {
   static override description =
     'Sends a test through every notifier of the configuration, whatever it is for, and says which of them worked ' +
     '(exit 3 where some did not, 14 where none did).'
-  static override examples = [{ command: '<%= config.bin %> notify test', description: 'After setting one up' }]
+  static override examples = [
+    { command: '<%= config.bin %> notify test', description: 'After setting one up' },
+    { command: '<%= config.bin %> notify test --config ./config.yml', description: 'Before the file is put in place' },
+  ]
 
   override async run(): Promise<Envelope> {
     const { flags } = await this.parse(NotifyTestCommand)
