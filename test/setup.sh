@@ -26,6 +26,7 @@ packages=(
   "libvirt-daemon-driver-qemu:QEMU driver of that libvirtd"
   "libvirt-clients:virsh, how the tests drive the lab"
   "qemu-system-x86:the domains of the lab"
+  "ovmf:UEFI firmware, whose variables belong into a recovery point"
   "qemu-utils:qemu-img, qemu-io and qemu-nbd, which judge restored images"
   "libnbd-bin:nbdcopy and nbdinfo, which judge NBD reads"
   "nbdkit:NBD servers that fail on demand"

@@ -1,13 +1,6 @@
 import { BackupError } from '../base/errors.js'
+import { isLocalUri } from '../model/libvirt-uri.js'
 import { redactUrls } from './error-report.js'
-
-/**
- * Whether a libvirt URI means a daemon of this machine: it names no host. A
- * host that happens to be this one still counts as remote; nobody can tell for sure.
- */
-export function isLocalUri(uri: string): boolean {
-  return /^[a-z0-9]+(\+unix)?:\/\/(\/|$)/i.test(uri)
-}
 
 /** Throws E_REFUSED where libvirt is on another machine, which would not find `what`. */
 export function requireLocal(uri: string, what: string): void {

@@ -79,6 +79,7 @@ export function pullFor(
       },
       tags: settings.tags,
       comment: wishes.comment,
+      startPaused: settings.startPaused,
     },
   }
 }

@@ -70,6 +70,7 @@ export class PullJob {
     const { store, hypervisor, progress, clock } = this.#ports
     const { domain } = request
     const started = clock.monotonic()
+    await using _started = request.startPaused === true ? await hypervisor.startPaused(domain) : undefined
     const survey = await hypervisor.survey(domain, signal)
     const { latest, unreadable } = await this.#latestPoint(domain)
     const health = await this.#baseHealth(domain, latest)

@@ -55,6 +55,12 @@ export interface PullHypervisor extends BackupStarter {
   readonly uri: string
   /** Disks with what can be done with them, and the files to keep. Rejects with E_NOT_FOUND, E_DOMAIN_STATE. */
   survey(domain: DomainRef, signal: AbortSignal): Promise<DomainSurvey>
+  /**
+   * Starts the domain paused where it is off; disposing stops it again, unless
+   * somebody has resumed it meanwhile. E_REFUSED where its memory is saved: a
+   * start would use that up.
+   */
+  startPaused(domain: DomainRef): Promise<AsyncDisposable>
   /** Whether `checkpoint` can be built on; redefines it from its stored XML where only libvirt's record of it is lost. */
   baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth>
   /** Fresh random names; `prefix` starts the checkpoint's. Nothing is made yet: the journal comes first. */
@@ -78,4 +84,6 @@ export interface PullRequest {
   readonly scratchLimits: ScratchLimits
   readonly tags: readonly string[]
   readonly comment?: string | undefined
+  /** Back up a domain that is off by starting it paused, not from its images. */
+  readonly startPaused?: boolean | undefined
 }

@@ -4,7 +4,7 @@ import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
 import { buildRedefineXml } from './checkpoint-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
 import { addBitmap, type ChainImage, removeBitmap } from './image-chain.js'
-import { bitmapChains, describeOff, isChainSound, isOff } from './offline-images.js'
+import { bitmapChains, describeOff, isChainSound, isOff, requireLocalImages } from './offline-images.js'
 
 /** Flags of virDomainCheckpointCreateXML and -Delete. */
 const REDEFINE = 1
@@ -52,9 +52,11 @@ export async function createOfflineCheckpoint(
 /**
  * Deletes a checkpoint of a domain that is off: its bitmaps from every image of
  * every disk, then libvirt's record, in this order, so that what fails is found
- * again. Nothing of it there is fine. Rejects with E_DOMAIN_BUSY, E_IO.
+ * again. Nothing of it there is fine. Rejects with E_DOMAIN_BUSY, E_IO, and
+ * E_DOMAIN_STATE where the images are on another machine.
  */
 export async function deleteOfflineCheckpoint(hypervisor: Hypervisor, domain: DomainRef, name: string): Promise<void> {
+  requireLocalImages(hypervisor, domain)
   const { disks } = await describeOff(hypervisor, domain)
   for (const chain of (await bitmapChains(hypervisor, disks, never)).values()) {
     for (const image of chain) if (image.bitmaps.some(bitmap => bitmap.name === name)) await removeBitmap(image, name)

@@ -1,5 +1,6 @@
 import { BackupError } from '../base/errors.js'
 import type { DomainDisk, ImageSource } from '../model/domain.js'
+import { isLocalUri } from '../model/libvirt-uri.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import { parseDomainXml } from './domain-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
@@ -36,6 +37,18 @@ export async function describeOff(hypervisor: Hypervisor, domain: DomainRef): Pr
   const xml = await hypervisor.call(connection => connection.domainXml(domain.uuid, { inactive: true }))
   const untidy = info.hasManagedSave ? OFF_BY_FORCE.get(5) : OFF_BY_FORCE.get(info.reason)
   return { disks: parseDomainXml(xml).disks, untidy }
+}
+
+/**
+ * Images are opened by path, here: of a domain on another machine that would
+ * be another image, or none. Throws E_DOMAIN_STATE.
+ */
+export function requireLocalImages(hypervisor: Pick<Hypervisor, 'uri'>, domain: DomainRef): void {
+  if (isLocalUri(hypervisor.uri)) return
+  throw new BackupError('E_DOMAIN_STATE', `${domain.name} is shut off, and its images are on another machine`, {
+    why: 'a domain that does not run is read from its images',
+    hints: ['run virtvault on that machine', 'or start the domain, and pull it again'],
+  })
 }
 
 export function startedMeanwhile(domain: DomainRef): BackupError {
@@ -79,13 +92,14 @@ export async function chainOf(
   return await readChain(path, disk.format ?? 'raw', signal)
 }
 
-/** The chains of all qcow2 disks that can be looked at, by target; of the others nothing is known. */
+/** The chains of all qcow2 disks that can be looked at, by target; of the others, and of all on another machine, nothing is known. */
 export async function bitmapChains(
   hypervisor: Hypervisor,
   disks: readonly DomainDisk[],
   signal: AbortSignal,
 ): Promise<ReadonlyMap<string, readonly ChainImage[]>> {
   const chains = new Map<string, readonly ChainImage[]>()
+  if (!isLocalUri(hypervisor.uri)) return chains
   for (const disk of disks) {
     if (disk.format !== 'qcow2' || whyUnreadable(disk) !== undefined) continue
     try {

@@ -9,7 +9,7 @@ import type { Hypervisor } from './hypervisor.js'
 import type { ChainImage } from './image-chain.js'
 import { createOfflineCheckpoint } from './offline-checkpoints.js'
 import { type OfflineDisk, serveDisks, type ServedDisk } from './offline-exports.js'
-import { chainOf, describeOff, isOff, soundDepth, startedMeanwhile } from './offline-images.js'
+import { chainOf, describeOff, isOff, requireLocalImages, soundDepth, startedMeanwhile } from './offline-images.js'
 import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } from './session-types.js'
 import { StorageDaemon } from './storage-daemon.js'
 
@@ -68,7 +68,8 @@ export class OfflineBackupSession implements BackupSessionPort {
    * locks them. A disk whose base is not sound under that lock is exported in
    * full, with a W_CHAIN warning.
    *
-   * Rejects with E_SOURCE_GONE where the domain was started meanwhile,
+   * Rejects with E_DOMAIN_STATE where its images are on another machine,
+   * E_SOURCE_GONE where the domain was started meanwhile,
    * E_DOMAIN_BUSY where another process has an image open, E_EXISTS,
    * E_TOOL_MISSING, E_IO. After a rejection nothing of this request is left;
    * what could not be undone is said, and the caller's journal has the names.
@@ -80,6 +81,7 @@ export class OfflineBackupSession implements BackupSessionPort {
   ): Promise<OfflineBackupSession> {
     throwIfAborted(signal)
     const { domain } = request
+    requireLocalImages(hypervisor, domain)
     const off = await describeOff(hypervisor, domain)
     if (await exists(request.socket)) throw new BackupError('E_EXISTS', `${request.socket} exists already`)
     const opened: OfflineDisk[] = []

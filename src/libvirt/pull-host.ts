@@ -29,6 +29,8 @@ import type { BackupSessionPort, SessionRequest } from './session-types.js'
 
 /** Bytes of randomness in the names of a run. */
 const TOKEN_BYTES = 8
+/** virDomainState. */
+const STATE_PAUSED = 3
 const never = new AbortController().signal
 
 export interface PullHostOptions extends PlacesPolicy {
@@ -97,6 +99,26 @@ export class PullHost {
     const unreadable = isRunning || ability === 'skip' ? undefined : whyUnreadable(disk)
     if (unreadable !== undefined) return { target: disk.target, source, ability: 'skip', reason: unreadable }
     return { target: disk.target, source, ability, reason }
+  }
+
+  /** Rejects with E_REFUSED where its memory is saved, and with what a start meets. */
+  async startPaused(domain: DomainRef): Promise<AsyncDisposable> {
+    const before = await this.#hypervisor.lookup(domain.uuid)
+    if (!(await isOff(this.#hypervisor, domain))) return { [Symbol.asyncDispose]: () => Promise.resolve() }
+    if (before.hasManagedSave) {
+      throw new BackupError('E_REFUSED', `${domain.name} is not started: its memory is saved, and would be lost`, {
+        hints: ['pull it without --start-paused, from its images'],
+      })
+    }
+    await this.#hypervisor.connection.createDomain(domain.uuid, { paused: true })
+    return { [Symbol.asyncDispose]: () => this.#stopPaused(domain) }
+  }
+
+  /** One that somebody resumed is theirs now. */
+  async #stopPaused(domain: DomainRef): Promise<void> {
+    const { state } = await this.#hypervisor.lookup(domain.uuid)
+    if (state !== STATE_PAUSED) return
+    await this.#hypervisor.call(connection => connection.destroyDomain(domain.uuid, { graceful: true }))
   }
 
   async baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth> {

@@ -10,7 +10,7 @@ import type { LabDomain } from '../lab/lab-domain.js'
 import type { LabDiskSpec } from '../lab/lab-disk.js'
 import { run } from '../lab/run-program.js'
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 const SIZE = 16 * MIB
 
 /** Loop devices belong to the machine, not to the lab. */

@@ -10,7 +10,7 @@ import { KIB, MIB } from '../lab/fill.js'
 import type { LabDomain } from '../lab/lab-domain.js'
 import { run } from '../lab/run-program.js'
 
-t.setTimeout(300_000)
+t.setTimeout(600_000)
 const SIZE = 16 * MIB
 const CLUSTER = 64 * KIB
 

@@ -155,6 +155,15 @@ t.test(
 
     t.match(off.point.skipped, [{ target: 'vdb', reason: /encrypted/ }])
     t.strictSame(codes(off), ['W_DISK_SKIPPED'])
+
+    const request = { startPaused: true }
+    const paused = await matrix.puller.pull(domain, { request })
+    t.equal(await matrix.difference(paused.point, 'vdb', lab.path('luks.raw')), undefined)
+    t.equal(await domain.state(), 'shut off', 'started paused, and stopped again')
+    await domain.start()
+    await lab.virsh('managedsave', domain.uuid)
+    await t.rejects(matrix.puller.pull(domain, { request }), { code: 'E_REFUSED' })
+    t.match(await lab.virsh('dominfo', domain.uuid), /Managed save: *yes/)
   },
 )
 

@@ -67,6 +67,9 @@ export default class PullCommand extends BaseCommand {
     }),
     threads: Flags.integer({ summary: 'NBD connections per disk', min: 1, max: 16, helpValue: 'N' }),
     parallel: Flags.integer({ summary: 'domains at once', min: 1, max: 64, helpValue: 'N' }),
+    'start-paused': Flags.boolean({
+      summary: 'start domains that are off, paused, instead of reading their images; for encrypted and network disks',
+    }),
     'scratch-dir': Flags.string({ summary: 'where QEMU keeps what the guest overwrites meanwhile', helpValue: 'DIR' }),
     'scratch-limit': Flags.string({ summary: 'give up when scratch takes more', helpValue: '20GiB' }),
     tag: Flags.string({ summary: 'tag the point (repeatable)', multiple: true, multipleNonGreedy: true }),
@@ -89,6 +92,8 @@ export default class PullCommand extends BaseCommand {
         connections: flags.threads,
         scratchDir: flags['scratch-dir'],
         tags: flags.tag,
+        // Absent is not false: the configuration may ask for it.
+        startPaused: flags['start-paused'] ? true : undefined,
       },
       scratchLimitBytes: limit === undefined ? undefined : parseSize(limit),
       comment: flags.comment,
