@@ -114,10 +114,11 @@ export interface BackupSessionPort extends AsyncDisposable {
 /** What a pull needs of a hypervisor. */
 export interface BackupStarter {
   /**
-   * Begins a backup session of `request.domain`. Where libvirt does not
+   * Begins a backup session of `request.domain`: live, or from its images where
+   * it is off. Where libvirt (or the image) does not
    * confirm a disk's base, that disk is exported in full with a W_CHAIN
    * warning. Rejects with E_DOMAIN_BUSY at once where a job runs already,
-   * E_DOMAIN_STATE where the domain does not run, E_AGENT where a required
+   * E_DOMAIN_STATE where it is off and its images are on another machine, E_AGENT where a required
    * freeze failed, E_LIBVIRT_STUCK where libvirt lost track of a job. After a
    * rejection no job and no checkpoint of this request exist, and the domain is thawed.
    */
