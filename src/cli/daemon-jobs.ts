@@ -210,7 +210,8 @@ export function mostGenerous(policies: readonly RetentionPolicy[]): RetentionPol
   }
 }
 
-function figuresOf(point: RecoveryPoint): JobResult['figures'] {
+/** Of a pull, for the history and the metrics. */
+export function figuresOf(point: RecoveryPoint): JobResult['figures'] {
   const { frozenMs } = point.consistency
   return {
     read_bytes: sumOf(point, 'readBytes'),

@@ -3,14 +3,18 @@ import { availableParallelism, hostname } from 'node:os'
 import { dirname, join } from 'node:path'
 
 import { type DurableFs, localFs } from '../base/durable-fs.js'
-import { BackupError, messageOf } from '../base/errors.js'
+import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
 import { systemRandom } from '../base/random.js'
 import type { LoadedConfig } from '../config/load.js'
+import type { ResolvedJob } from '../config/resolve.js'
 import { resolveSecret, secretSourceOf } from '../config/secrets.js'
 import { type ApiPlace, ApiServer } from '../daemon/api-server.js'
 import { Daemon } from '../daemon/daemon.js'
 import type { Machine as FollowedMachine, MachineEvent } from '../daemon/follow-domains.js'
 import { History } from '../daemon/history.js'
+import type { RunEntry } from '../daemon/history-entry.js'
+import type { DomainOutcome } from '../jobs/pull-domains.js'
+import type { DomainRef } from '../model/recovery-point.js'
 import { MemoryFile } from '../daemon/memory-file.js'
 import { runInGuest } from '../libvirt/guest-exec.js'
 import {
@@ -25,7 +29,7 @@ import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { DomainJob } from '../model/domain-job.js'
 import type { VirtEvent } from '../native/virt.js'
 import { native } from '../native/binding.js'
-import { DaemonJobs } from './daemon-jobs.js'
+import { DaemonJobs, figuresOf } from './daemon-jobs.js'
 import { exitOfError } from './exit-codes.js'
 import { formatLogTime } from './output.js'
 import { readPackageJson } from './package-json.js'
@@ -73,6 +77,94 @@ export async function openHistory(loaded: LoadedConfig): Promise<History> {
 export async function readJobs(hypervisor: Hypervisor, uuid: string): Promise<readonly DomainJob[]> {
   const xml = await hypervisor.call(connection => connection.getMetadata(uuid, JOB_METADATA_URI))
   return xml === undefined ? [] : decodeJobMetadata(xml)
+}
+
+/** The jobs in the metadata of each domain. One that cannot be read is told, and counts as none. */
+export async function metadataOf(
+  session: Session,
+  { hypervisor }: Machine,
+  domains: readonly DomainRef[],
+): Promise<ReadonlyMap<string, readonly DomainJob[]>> {
+  const found = new Map<string, readonly DomainJob[]>()
+  for (const { uuid, name } of domains) {
+    try {
+      found.set(uuid, await readJobs(hypervisor, uuid))
+    } catch (error) {
+      session.complain(`${name}: ${messageOf(error)}`)
+    }
+  }
+  return found
+}
+
+/** Puts the pulls of a command into the history. What cannot be noted is told: the points are made all the same. */
+export async function recordPulls(
+  session: Session,
+  run: {
+    readonly outcomes: readonly DomainOutcome[]
+    readonly jobs: readonly ResolvedJob[]
+    readonly target: string
+    readonly started: number
+  },
+): Promise<void> {
+  try {
+    await using history = await openHistory(await session.config())
+    const jobs = new Map(run.jobs.map(job => [job.domain.uuid, job]))
+    for (const outcome of run.outcomes) {
+      const { id: job, group } = jobs.get(outcome.domain.uuid) ?? { id: 'default', group: undefined }
+      await history.append(pullEntry(outcome, { ...run, job, group, now: session.clock.now() }))
+    }
+  } catch (error) {
+    session.note(`the history was not written: ${messageOf(error)}`)
+  }
+}
+
+function pullEntry(
+  outcome: DomainOutcome,
+  run: {
+    readonly target: string
+    readonly started: number
+    readonly job: string
+    readonly group: string | undefined
+    readonly now: number
+  },
+): RunEntry {
+  const { domain, status } = outcome
+  const { target, job, group, started } = run
+  const task = `pull/${domain.uuid}/${job}/${target}`
+  const id = Buffer.from(systemRandom(8)).toString('hex')
+  const begun = {
+    id,
+    task,
+    verb: 'pull',
+    target,
+    domain,
+    group,
+    job,
+    trigger: 'manual',
+    attempt: 1,
+    due: undefined,
+  } as const
+  const times = {
+    started,
+    ended: Math.min(run.now, started + Math.round(outcome.durationMs)),
+    retryAt: undefined,
+    log: [],
+  }
+  if (outcome.status === 'failed') {
+    const error = { code: errorCodeOf(outcome.error), message: outcome.error.message }
+    return { kind: 'run', ...begun, ...times, status, error, warnings: [], point: undefined, figures: {} }
+  }
+  const { point, warnings } = outcome
+  return {
+    kind: 'run',
+    ...begun,
+    ...times,
+    status,
+    error: undefined,
+    warnings,
+    point: point.id,
+    figures: figuresOf(point),
+  }
 }
 
 /** Replaces them; none removes the element. */

@@ -2,13 +2,12 @@ import { availableParallelism } from 'node:os'
 
 import { BackupError } from '../base/errors.js'
 import type { LoadedConfig } from '../config/load.js'
-import { autostartGroups, groupSelectors, type ResolvedJob, resolveJob } from '../config/resolve.js'
+import { autostartGroups, groupSelectors, type ResolvedJob, resolveJob, resolveJobs } from '../config/resolve.js'
 import type { PullRequest } from '../jobs/pull-ports.js'
-import type { JobSettings } from '../model/domain-job.js'
+import type { DomainJob, JobSettings } from '../model/domain-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import { type Selection, selectDomains } from '../model/selector.js'
 import { localTimeZone } from './points.js'
-import type { Environment } from './settings.js'
 
 const AGENT_TIMEOUT_SECONDS = 10
 const SCRATCH_POLL_MS = 1000
@@ -46,15 +45,18 @@ export function choosePulled(domains: readonly DomainRef[], wishes: PullWishes, 
   return selectDomains(domains, { selectors, groups, all }, groupSelectors(loaded.config))
 }
 
-/** What holds for one domain: flags, then environment, then configuration. */
-export function preparePull(
+/**
+ * What holds for one domain: flags, then environment, its own metadata, then
+ * configuration. Of several jobs the one of a group that was asked for.
+ */
+export function jobForPull(
   domain: DomainRef,
-  wishes: PullWishes,
-  loaded: LoadedConfig,
-  env: Environment,
-): PreparedPull {
-  const { settings } = resolveJob(loaded, domain, { timeZone: localTimeZone(), env, flags: wishes.settings })
-  return pullFor(domain, settings, wishes)
+  wishes: Pick<PullWishes, 'groups' | 'settings'>,
+  { loaded, metadata }: { readonly loaded: LoadedConfig; readonly metadata: readonly DomainJob[] },
+): ResolvedJob {
+  const context = { timeZone: localTimeZone(), env: process.env, flags: wishes.settings, metadata }
+  const meant = resolveJobs(loaded, domain, context).find(({ group }) => wishes.groups.includes(group ?? ''))
+  return meant ?? resolveJob(loaded, domain, context)
 }
 
 /** The pull that `settings` ask for. */
@@ -84,20 +86,12 @@ export function pullFor(
   }
 }
 
-/**
- * The one target that the configuration gives all these domains; undefined
- * where it says nothing. Throws E_UNSUPPORTED where they differ.
- */
-export function commonTarget(
-  domains: readonly DomainRef[],
-  loaded: LoadedConfig,
-  env: Environment,
-): string | undefined {
-  const context = { timeZone: localTimeZone(), env }
-  const named = domains.flatMap(domain => resolveJob(loaded, domain, context).settings.targets)
-  const [first, another] = new Set(named)
+/** The one target that these jobs have; undefined where they name none. Throws E_UNSUPPORTED where they differ. */
+export function commonTarget(jobs: readonly ResolvedJob[]): string | undefined {
+  const named = new Set(jobs.flatMap(({ settings }) => settings.targets))
+  const [first, another] = named
   if (another === undefined) return first
-  throw new BackupError('E_UNSUPPORTED', `these domains go to several targets: ${[...new Set(named)].join(', ')}`, {
+  throw new BackupError('E_UNSUPPORTED', `these domains go to several targets: ${[...named].join(', ')}`, {
     why: 'one run writes to one target',
     hints: ['say which with -t, and run once for each'],
   })

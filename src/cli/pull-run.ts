@@ -1,7 +1,7 @@
 import { withoutAbsent } from '../config/settings.js'
 import type { PullJob } from '../jobs/pull-job.js'
 import type { PullRequest } from '../jobs/pull-ports.js'
-import { choosePulled, commonTarget, parallelPulls, preparePull, type PullWishes } from './pull-requests.js'
+import { choosePulled, commonTarget, jobForPull, parallelPulls, pullFor, type PullWishes } from './pull-requests.js'
 import type { PullRun } from './pull-view.js'
 import type { Session } from './session.js'
 import { connectMachine, findTarget, makePullJob, openStore, pullDomains } from './wire.js'
@@ -25,11 +25,17 @@ export async function runPull(session: Session, asked: PullWishes, parallel: num
     loaded,
   )
   for (const text of idleExclusions) session.note(`"${text}" leaves nothing out`)
-  const preferred = session.settings.target ?? commonTarget(domains, loaded, process.env)
+  const { metadataOf, recordPulls } = await import('./daemon-wire.js')
+  const metadata = await metadataOf(session, machine, domains)
+  const resolved = domains.map(domain => {
+    const own = metadata.get(domain.uuid) ?? []
+    return jobForPull(domain, wishes, { loaded, metadata: own })
+  })
+  const preferred = session.settings.target ?? commonTarget(resolved)
   const { name: target } = await findTarget(session, preferred)
   await using store = await openStore(session, preferred)
 
-  const prepared = domains.map(domain => preparePull(domain, wishes, loaded, process.env))
+  const prepared = resolved.map(({ domain, settings }) => pullFor(domain, settings, wishes))
   const jobs = new Map<PullRequest, PullJob>()
   for (const one of prepared) jobs.set(one.request, await makePullJob(session, { store, machine }, one))
   const job = {
@@ -44,5 +50,6 @@ export async function runPull(session: Session, asked: PullWishes, parallel: num
     { requests: [...jobs.keys()], parallel: parallelPulls(parallel, loaded) },
     signal,
   )
+  await recordPulls(session, { outcomes, jobs: resolved, target, started })
   return { outcomes, target, started, durationMs: clock.monotonic() - from, interrupted: undefined }
 }

@@ -54,7 +54,7 @@ export class ConfigFollower {
           seen = now
           yield await this.#read()
         }
-        await this.#wait()
+        await this.#wait(signal)
       }
     } finally {
       signal.removeEventListener('abort', onAbort)
@@ -75,7 +75,7 @@ export class ConfigFollower {
   }
 
   /** Until something moves in the directories, somebody asks, or it is time to look. */
-  async #wait(): Promise<void> {
+  async #wait(ending: AbortSignal): Promise<void> {
     const { signal } = this.#waker
     const watchers = foldersOf(this.#request).flatMap(folder => {
       try {
@@ -90,7 +90,7 @@ export class ConfigFollower {
     try {
       await this.#clock.sleep(POLL_MS, signal)
     } catch {
-      if (!this.#isAsked) await this.#clock.sleep(SETTLE_MS)
+      if (!this.#isAsked) await this.#clock.sleep(SETTLE_MS, ending).catch(() => undefined)
     } finally {
       for (const watcher of watchers) watcher.close()
     }

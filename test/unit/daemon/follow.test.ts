@@ -8,11 +8,12 @@ import { systemClock } from '../../../src/base/clock.js'
 import { BackupError } from '../../../src/base/errors.js'
 import { checkTexts, type LoadedConfig } from '../../../src/config/load.js'
 import { type ConfigChange, ConfigFollower } from '../../../src/daemon/follow-config.js'
-import { DomainFollower, type Machine, type MachineEvent } from '../../../src/daemon/follow-domains.js'
+import { DomainFollower } from '../../../src/daemon/follow-domains.js'
 import { metricFamilies, renderMetrics } from '../../../src/daemon/metrics.js'
 import { type KnownDomain, planTasks } from '../../../src/daemon/plan-tasks.js'
 import type { DomainJob } from '../../../src/model/domain-job.js'
 import { DrivenClock } from '../../fakes/driven-clock.js'
+import { FakeMachine } from '../../fakes/fake-machine.js'
 
 async function load(text: string): Promise<LoadedConfig> {
   const { config, ...rest } = await checkTexts([{ file: 'config.yml', text }])
@@ -114,59 +115,6 @@ t.test('commands are refused from a file that others can write', async t => {
   const { next } = await following(t, file)
   t.match(await next(), { kind: 'broken', problems: [/others than its owner can write it: chmod go-w/] })
 })
-
-/** A libvirt that does what the test says. */
-class FakeMachine implements Machine {
-  readonly uri = 'fake:///'
-  names: readonly string[] = []
-  readonly metadata = new Map<string, readonly DomainJob[] | Error>()
-  isThere = true
-  reconnects = 0
-  #emit: ((event: MachineEvent) => void) | undefined
-
-  domains() {
-    if (!this.isThere) return Promise.reject(new BackupError('E_LIBVIRT_CONNECT', 'it is away'))
-    return Promise.resolve(
-      this.names.map(text => {
-        const [uuid = '', name = uuid] = text.split('=')
-        return { uuid, name, isRunning: true }
-      }),
-    )
-  }
-
-  jobs(uuid: string) {
-    const found = this.metadata.get(uuid) ?? []
-    return found instanceof Error ? Promise.reject(found) : Promise.resolve(found)
-  }
-
-  async *events(signal: AbortSignal): AsyncGenerator<MachineEvent> {
-    const waiting: MachineEvent[] = []
-    let wake: (() => void) | undefined
-    this.#emit = event => {
-      waiting.push(event)
-      wake?.()
-    }
-    signal.addEventListener('abort', () => wake?.())
-    while (!signal.aborted) {
-      const next = waiting.shift()
-      if (next !== undefined) yield next
-      else await new Promise<void>(resolve => (wake = resolve))
-    }
-  }
-
-  emit(event: MachineEvent): void {
-    this.#emit?.(event)
-  }
-
-  reconnect() {
-    this.reconnects++
-    return this.isThere ? Promise.resolve() : Promise.reject(new BackupError('E_LIBVIRT_CONNECT', 'it is away'))
-  }
-
-  [Symbol.asyncDispose]() {
-    return Promise.resolve()
-  }
-}
 
 async function followingDomains(t: Test, machine: FakeMachine) {
   const clock = new DrivenClock(0)
