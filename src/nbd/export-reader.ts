@@ -10,6 +10,13 @@ import { bytesOf, splitPieces } from './pieces.js'
 const ALLOCATION = 'base:allocation'
 /** The length of a block status request has 32 bits; 64 KiB is QEMU's dirty granule. */
 const WINDOW_BYTES = 4 * 1024 ** 3 - 64 * 1024
+/**
+ * Block status requests that are under way on a quiet stretch: 16 TiB take
+ * 4,096 of them, and one after the other each waits for us and for the server.
+ */
+const STATUS_AHEAD = 8
+/** A window with fewer extents than this lets expect that the next ones are as short. */
+const QUIET_ENTRIES = 64
 /** Per request and per connection. */
 const REQUEST_BYTES = 512 * 1024
 const DEPTH = 16
@@ -93,7 +100,8 @@ export class ExportReader implements AsyncDisposable {
 
   /**
    * The whole export in ascending order, without gaps; neighbours differ in
-   * their flags. Holds one answer of the server at a time. Rejects as read().
+   * their flags. Holds one answer of the server at a time, and some short ones
+   * ahead. Rejects as read().
    */
   extents(signal: AbortSignal): AsyncIterable<Extent> {
     return joinExtents(this.#extents(signal))
@@ -108,10 +116,22 @@ export class ExportReader implements AsyncDisposable {
       yield { offset: 0, length: this.size, dirty: true, zero: false, hole: false }
       return
     }
+    const ask = (at: number): StatusAhead => {
+      const length = Math.min(WINDOW_BYTES, this.size - at)
+      const lists = lane.run(connection => connection.blockStatus(at, length), signal)
+      // Awaited in its turn, or never: where an answer is short the later ones are of no use.
+      lists.catch(() => undefined)
+      return { offset: at, lists }
+    }
+    let ahead: StatusAhead[] = []
     for (let offset = 0, entries = 0; offset < this.size; ) {
       const window = Math.min(WINDOW_BYTES, this.size - offset)
-      const at = offset
-      const lists = await lane.run(connection => connection.blockStatus(at, window), signal)
+      let next = ahead.shift()
+      if (next?.offset !== offset) {
+        ahead = []
+        next = ask(offset)
+      }
+      const lists = await next.lists
       const byName = new Map(contexts.map((name, index) => [name, lists[index]]))
       const answer: ContextLists = {
         allocation: byName.get(ALLOCATION),
@@ -120,6 +140,12 @@ export class ExportReader implements AsyncDisposable {
       const covered = coveredBy(lists)
       entries += Math.max(...lists.map(list => list.length / 2))
       const answered = offset + covered
+      const isQuiet = covered === window && lists.every(list => list.length / 2 < QUIET_ENTRIES)
+      while (isQuiet && ahead.length < STATUS_AHEAD) {
+        const at = (ahead.at(-1)?.offset ?? offset) + WINDOW_BYTES
+        if (at >= this.size) break
+        ahead.push(ask(at))
+      }
       if (covered < window && answered > MIN_ANSWERED_BYTES && answered / entries < MIN_MEAN_EXTENT_BYTES) {
         throw new BackupError('E_NBD_PROTOCOL', `the NBD server sent ${entries} extents for ${answered} bytes`)
       }
@@ -176,6 +202,11 @@ export class ExportReader implements AsyncDisposable {
     this.#signals.add(signal)
     signal.addEventListener('abort', this.#abort, { once: true })
   }
+}
+
+interface StatusAhead {
+  readonly offset: number
+  readonly lists: Promise<readonly Float64Array[]>
 }
 
 /** Nothing where the server takes no more connections; one is enough. */
