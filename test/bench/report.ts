@@ -72,7 +72,7 @@ export function toMarkdown(report: Report): string {
         ratios.map(({ what, value, reach, isReached, difference }) => [
           what,
           difference === true ? `${value.toFixed(2)} s` : value.toFixed(2),
-          reach === undefined ? '' : `at most ${reach}`,
+          reach === undefined ? '' : `at most ${Number(reach.toFixed(3))}`,
           isReached === undefined ? '' : isReached ? 'reached' : 'not reached',
         ]),
       ),

@@ -37,7 +37,7 @@ async function layout(bench: Bench): Promise<CaseResult[]> {
   const [level = '', packs = ''] = rows.map(({ name }) => name)
   return [
     {
-      title: 'LevelDB values against packs, incompressible chunks of 64 KiB, no hashing of their bytes counted out',
+      title: 'LevelDB values against packs, incompressible chunks of 64 KiB, both with naming them',
       rows,
       ratios: [
         { what: 'wall, packs / LevelDB values', of: packs, against: level, by: 'wall' },
