@@ -70,6 +70,9 @@ export class PullJob {
     const { store, hypervisor, progress, clock } = this.#ports
     const { domain } = request
     const started = clock.monotonic()
+    // A process of its own takes a while to be ready: meanwhile the domain is looked at.
+    const arming = this.#ports.startGuardian()
+    await using _guardian = disposedWhenReady(arming)
     await using _started = request.startPaused === true ? await hypervisor.startPaused(domain) : undefined
     const survey = await hypervisor.survey(domain, signal)
     const { latest, unreadable } = await this.#latestPoint(domain)
@@ -84,7 +87,7 @@ export class PullJob {
     progress.report({ kind: 'started', subject: domain.name, verb: 'pull', facts: describe(plan, latest) })
 
     const journal = this.#journalOf(request.domain, places, latest)
-    await using guardian = await this.#ports.startGuardian()
+    const guardian = await arming
     const noteFrozen = async (frozen: boolean) => {
       guardian.order({ domainUuid: domain.uuid, frozen, socket: places.socket, disarmed: false })
       await run.writeJournal({ ...journal, frozen })
@@ -283,6 +286,13 @@ interface DisksToPull {
   readonly session: BackupSessionPort
   readonly draft: PointDraft
   readonly latest: RecoveryPoint | undefined
+}
+
+/** Disposes of what is being made, whether it is waited for before that or not. */
+function disposedWhenReady(made: Promise<AsyncDisposable>): AsyncDisposable {
+  // Who waits for it hears of a failure; who never gets there need not.
+  const quiet = made.catch(() => undefined)
+  return { [Symbol.asyncDispose]: async () => (await quiet)?.[Symbol.asyncDispose]() }
 }
 
 /** Starts the names of a store's checkpoints, so that several stores and tools can share a domain. */
