@@ -21,7 +21,7 @@ function environment(lab: Lab): NodeJS.ProcessEnv {
     ...process.env,
     VIRTVAULT_RUNTIME_DIR: `${lab.scratchFolder}/r`,
     VIRTVAULT_SCRATCH_DIR: `${lab.scratchFolder}/s`,
-    VIRTVAULT_STATE_DIR: lab.scratchFolder,
+    VIRTVAULT_STATE_DIR: lab.path('state'),
     VIRTVAULT_TARGET: lab.path('store'),
     VIRTVAULT_CONNECT: lab.uri,
   }
