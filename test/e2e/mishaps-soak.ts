@@ -12,6 +12,8 @@ import type { LabDomain } from '../lab/lab-domain.js'
 import { Lab } from '../lab/lab.js'
 import { run } from '../lab/run-program.js'
 
+// Run by `npm run test:mishaps`: it must catch a pull in the middle, which a quick machine may not let it;
+// pull-cli.test.ts and backup-session.test.ts hold the same claims in the default run.
 t.setTimeout(300_000)
 const MAIN = fileURLToPath(new URL('../../src/cli/main.cjs', import.meta.url))
 /** Enough for a pull to be caught in the middle of it. */
