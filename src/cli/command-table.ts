@@ -322,7 +322,6 @@ export const TOPICS: Readonly<Record<string, string>> = {
   key: 'Manage the keys of an encrypted store',
   systemd: 'Run under systemd',
   store: 'Look at and maintain a store',
-  target: 'Look at the configured targets',
 }
 
 /** Names under which `entry` is found, its id first. */

@@ -38,7 +38,7 @@ targets:
     # Domains written to it at once.
 #    parallel: 2
 #  offsite:
-#    s3: { endpoint: 'https://s3.example.org', bucket: virtvault, region: eu-1, profile: backup }
+#    path: /mnt/offsite/virtvault
 #    encryption: { passphrase_credential: virtvault-offsite }
 #    bwlimit: 40MiB
 

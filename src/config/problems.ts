@@ -93,6 +93,12 @@ export function checkReferences(
   for (const [name, target] of Object.entries(config.targets ?? {})) {
     if ((target.path === undefined) === (target.s3 === undefined)) {
       problems.push({ path: ['targets', name], message: 'a target has either path or s3' })
+    } else if (target.s3 !== undefined) {
+      // Known so that files written for later versions are answered, not called misspelt.
+      problems.push({
+        path: ['targets', name, 's3'],
+        message: 'object stores are not supported by this version: use path, with a local or mounted file system',
+      })
     }
   }
   for (const [at, command] of (config.commands ?? []).entries()) {

@@ -94,6 +94,12 @@ verify: { boot: { groups: [pord] } }
   ])
 })
 
+t.test('a target on an object store is answered while the file is checked, not at night', async t => {
+  t.strictSame(await problems('targets: { off: { s3: { bucket: b } } }\n'), [
+    'config.yml:1:23  targets.off.s3: object stores are not supported by this version: use path, with a local or mounted file system',
+  ])
+})
+
 t.test('what is not YAML is reported with its place', async t => {
   t.match(await problems('threads: 1\n  uri: x\n'), [/^config\.yml:1:10 {2}Nested/])
   t.match(await problems('uri: a\nuri: b\n'), [/^config\.yml:2:1 {2}key is given twice/])
