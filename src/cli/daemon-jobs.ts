@@ -15,6 +15,7 @@ import type { RetentionPolicy } from '../model/retention.js'
 import type { Store } from '../store/store.js'
 import { sumOf } from './point-view.js'
 import { localTimeZone } from './points.js'
+import { Paces } from './paces.js'
 import { pullFor } from './pull-requests.js'
 import type { RunContext, Session } from './session.js'
 import { StoreShelf } from './store-shelf.js'
@@ -27,10 +28,12 @@ export class DaemonJobs {
   readonly #machine: () => Machine
   readonly #domains: () => readonly KnownDomain[]
   readonly #shelf = new StoreShelf()
+  readonly #paces: Paces
 
   /** `domains` are those that libvirt has now, with their metadata. */
   constructor(session: Session, machine: () => Machine, domains: () => readonly KnownDomain[]) {
     this.#session = session
+    this.#paces = new Paces(session.clock)
     this.#machine = machine
     this.#domains = domains
   }
@@ -81,7 +84,11 @@ export class DaemonJobs {
       return { status: 'skipped', warnings: [], figures: {} }
     }
     const pull = pullFor(domain, settings, { mode: 'auto', scratchLimitBytes: undefined, comment: undefined })
-    const pullJob = await makePullJob(context, { store, machine }, pull)
+    const paces = {
+      pace: this.#paces.ofJob(job),
+      storePace: this.#paces.ofTarget(targetPlace(task.target, (await context.config()).config)),
+    }
+    const pullJob = await makePullJob(context, { store, machine }, { ...pull, ...paces })
     const { point, warnings } = await pullJob.run(pull.request, context.signal)
     const isPartial = warnings.some(({ code }) => code === 'W_DISK_SKIPPED')
     context.progress.report({ kind: 'finished', subject: domain.name, status: 'success' })

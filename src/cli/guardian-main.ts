@@ -17,6 +17,7 @@ const FROZEN_LIMIT_MS = 10_000
 async function main(): Promise<void> {
   // The terminal's signals are meant for the pull; the guardian outlives it on purpose.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined)
+  standUp()
   const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
   const first = await lines.next()
   if (first.done === true) return
@@ -43,6 +44,15 @@ async function main(): Promise<void> {
     }
   }
   await connection.close()
+}
+
+/** A pull may have lowered its priority, which children inherit; a frozen guest must not wait behind other work. */
+function standUp(): void {
+  try {
+    native().setPriority(0, 2, 4)
+  } catch {
+    // Only root may; what a guardian does is little either way.
+  }
 }
 
 process.stdout.on('error', () => undefined)

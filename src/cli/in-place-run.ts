@@ -1,12 +1,13 @@
 import { BackupError } from '../base/errors.js'
 import { formatLocalTime } from './output.js'
+import { Paces } from './paces.js'
 import { findPoint } from './points.js'
 import { connectLocal } from './restore-run.js'
 import { makeRollbackJob } from './restore-wire.js'
 import type { InPlaceWishes } from './restore-wishes.js'
 import type { RollbackRun } from './rollback-view.js'
 import type { Session } from './session.js'
-import { openStore } from './wire.js'
+import { findTarget, openStore } from './wire.js'
 
 /** Rolls a domain's disks back, or says what that would write. Asks first. Rejects as RollbackJob. */
 export async function runInPlace(session: Session, wishes: InPlaceWishes): Promise<RollbackRun> {
@@ -16,7 +17,8 @@ export async function runInPlace(session: Session, wishes: InPlaceWishes): Promi
   if (ref.path !== undefined) throw new BackupError('E_USAGE', '--in-place gives back whole disks')
   const { point } = noted
   await using machine = await connectLocal(session, 'the disks that are written')
-  const job = await makeRollbackJob(session, store, machine)
+  const pace = new Paces(session.clock).ofRestore(wishes.bwlimit, await findTarget(session))
+  const job = await makeRollbackJob(session, { store, machine, pace })
   const disks = [...wishes.disks, ...(ref.disk === undefined ? [] : [ref.disk])]
   const request = { point, disks: disks.length === 0 ? undefined : disks }
   if (wishes.dryRun) return { point, result: await job.measure(request, signal), dryRun: true }

@@ -26,14 +26,14 @@ import { type Machine, openStore } from './wire.js'
 
 /** `restore --instant` of one point, or `restore --resume ID`. */
 export type InstantWish =
-  | { readonly kind: 'start'; readonly wishes: RestoreWishes; readonly hydrate: boolean }
-  | { readonly kind: 'resume'; readonly id: string; readonly hydrate: boolean }
+  | { readonly kind: 'start'; readonly wishes: RestoreWishes; readonly hydrate: boolean; readonly bwlimit: number }
+  | { readonly kind: 'resume'; readonly id: string; readonly hydrate: boolean; readonly bwlimit: number }
 
 /** Runs the domain, and serves it until its disks are filled in, or until it is interrupted. */
 export async function runInstant(session: Session, wish: InstantWish): Promise<Envelope> {
   await using store = await openStore(session)
   await using machine = await connectLocal(session, 'the overlays and the export')
-  const restore = await makeInstantRestore(session, store, machine)
+  const restore = await makeInstantRestore(session, { store, machine, pullBytesPerSecond: wish.bwlimit })
   await using running =
     wish.kind === 'start'
       ? await startInstant(session, { store, restore, wishes: wish.wishes })
@@ -129,10 +129,14 @@ async function resumeInstant(store: StorePort, restore: InstantRestore, id: stri
   return await restore.resume(state, point)
 }
 
-async function makeInstantRestore(session: Session, store: StorePort, machine: Machine): Promise<InstantRestore> {
+async function makeInstantRestore(
+  session: Session,
+  { store, machine, pullBytesPerSecond }: InstantParts,
+): Promise<InstantRestore> {
   const user = await qemuUserOf(machine)
   return new InstantRestore({
     host: machine.hypervisor.connection,
+    pullBytesPerSecond,
     domains: await makeDomainRestore(store, machine, await makeImages()),
     serve: async where => {
       await mkdir(runtimeDir(), { recursive: true })
@@ -147,6 +151,12 @@ async function makeInstantRestore(session: Session, store: StorePort, machine: M
     clock: session.clock,
     progress: session.progress,
   })
+}
+
+interface InstantParts {
+  readonly store: StorePort
+  readonly machine: Machine
+  readonly pullBytesPerSecond: number
 }
 
 function statePath(id: string): string {

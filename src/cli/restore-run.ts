@@ -9,6 +9,7 @@ import type { FileOwner } from '../image/image-writer.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
 import { requireLocal } from './local-libvirt.js'
+import { Paces } from './paces.js'
 import { findPoint } from './points.js'
 import {
   fileNames,
@@ -23,7 +24,7 @@ import {
 import type { RestoreWishes, WantedDiskPlace, WantedDomain } from './restore-wishes.js'
 import type { Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
-import { connectMachine, leaseForReading, type Machine, openStore } from './wire.js'
+import { connectMachine, findTarget, leaseForReading, type Machine, openStore } from './wire.js'
 
 /** How one point of a restore ended. */
 export type RestoreOutcome =
@@ -172,7 +173,8 @@ class RestoreWork {
   async prepare(): Promise<this> {
     const { destination, images: wanted, domain } = this.#wishes
     const images = await makeImages()
-    this.#job = makeRestoreJob(this.#session, this.#store, images)
+    const pace = new Paces(this.#session.clock).ofRestore(this.#wishes.bwlimit, await findTarget(this.#session))
+    this.#job = makeRestoreJob(this.#session, { store: this.#store, images, pace })
     if (domain !== undefined && this.#machine !== undefined) {
       this.#domains = await makeDomainRestore(this.#store, this.#machine, images)
     }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { chmod, mkdir, rmdir, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 
+import type { Pace } from '../base/pace.js'
 import type { LocalImages } from '../image/local-images.js'
 import { resolveOwner } from '../image/owner.js'
 import { DomainRestore } from '../jobs/restore-domain.js'
@@ -35,8 +36,11 @@ export async function makeImages(): Promise<LocalImages> {
   })
 }
 
-export function makeRestoreJob(session: Session, store: StorePort, images: LocalImages): RestoreJob {
-  return new RestoreJob({ store, images, progress: session.progress, clock: session.clock })
+export function makeRestoreJob(
+  { progress, clock }: Session,
+  parts: { readonly store: StorePort; readonly images: LocalImages; readonly pace: Pace | undefined },
+): RestoreJob {
+  return new RestoreJob({ ...parts, progress, clock })
 }
 
 /** What our own jobs left in a domain's metadata, which a copy does not inherit. */
@@ -70,7 +74,10 @@ export async function makePassableDirectory(path: string): Promise<void> {
   for (let made = resolve(path); made.length >= resolve(first).length; made = dirname(made)) await chmod(made, 0o711)
 }
 
-export async function makeRollbackJob(session: Session, store: StorePort, machine: Machine): Promise<RollbackJob> {
+export async function makeRollbackJob(
+  session: Session,
+  { store, machine, pace }: { readonly store: StorePort; readonly machine: Machine; readonly pace: Pace | undefined },
+): Promise<RollbackJob> {
   const { RollbackJob } = await import('../jobs/rollback-job.js')
   const { RollbackHost } = await import('../libvirt/rollback-host.js')
   return new RollbackJob({
@@ -79,6 +86,7 @@ export async function makeRollbackJob(session: Session, store: StorePort, machin
     openDisk: (disk, signal) => openDisk(disk, store.id, signal),
     progress: session.progress,
     clock: session.clock,
+    pace,
   })
 }
 

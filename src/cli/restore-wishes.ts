@@ -31,6 +31,7 @@ export interface RestoreFlags {
   readonly network?: string | undefined
   readonly 'in-place'?: boolean | undefined
   readonly 'dry-run'?: boolean | undefined
+  readonly bwlimit?: string | undefined
 }
 
 /** What a restore is asked to do. */
@@ -45,6 +46,8 @@ export interface RestoreWishes {
   /** undefined: only images. */
   readonly domain: WantedDomain | undefined
   readonly dryRun: boolean
+  /** Bytes per second; undefined: as the target is limited. */
+  readonly bwlimit: number | undefined
 }
 
 export type WantedPlace =
@@ -106,6 +109,7 @@ export function restoreWishes(points: readonly string[], flags: RestoreFlags, js
     onDamage: flags['allow-damaged'] === true ? 'keep' : 'stop',
     domain: domainOf(flags, destination),
     dryRun: flags['dry-run'] === true,
+    bwlimit: bwlimitOf(flags),
   }
 }
 
@@ -114,6 +118,7 @@ export interface InPlaceWishes {
   readonly point: string
   readonly disks: readonly string[]
   readonly dryRun: boolean
+  readonly bwlimit: number | undefined
 }
 
 /** Of one point, into the disks that its domain has. Throws E_USAGE for flags that make no sense there. */
@@ -126,7 +131,7 @@ export function inPlaceWishes(points: readonly string[], flags: RestoreFlags): I
   const [[name] = []] = others
   if (name !== undefined)
     throw usage(`--${name} does not go with --in-place, which writes into the disks that are there`)
-  return { point, disks: flags.disk ?? [], dryRun: flags['dry-run'] === true }
+  return { point, disks: flags.disk ?? [], dryRun: flags['dry-run'] === true, bwlimit: bwlimitOf(flags) }
 }
 
 const NOT_IN_PLACE: ReadonlySet<string> = new Set([
@@ -150,6 +155,10 @@ const NOT_IN_PLACE: ReadonlySet<string> = new Set([
   'keep-uuid',
   'network',
 ])
+
+function bwlimitOf({ bwlimit }: RestoreFlags): number | undefined {
+  return bwlimit === undefined ? undefined : parseSize(bwlimit)
+}
 
 function destinationOf(flags: RestoreFlags): WantedPlace {
   const places = [

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 
 import { BackupError } from '../base/errors.js'
 import type { RawConfig, RawTarget } from '../config/schema.js'
+import { parseSize } from '../model/size.js'
 import { didYouMean } from '../model/suggest.js'
 import { redactUrls } from './error-report.js'
 
@@ -14,6 +15,8 @@ export interface TargetPlace {
   readonly path: string
   /** Where its index is, when not in the store. */
   readonly indexDirectory?: string | undefined
+  /** Bytes per second, of all that is written to it or read back. */
+  readonly bwlimit?: number | undefined
   readonly encryption: TargetEncryption
 }
 
@@ -50,6 +53,7 @@ export function targetPlace(target: string | undefined, config: RawConfig): Targ
     name: wanted,
     path: pathOf(configured.path),
     indexDirectory: configured.index_dir,
+    bwlimit: typeof configured.bwlimit === 'string' ? parseSize(configured.bwlimit) : configured.bwlimit,
     encryption: encryptionOf(encryption),
   }
 }

@@ -1,4 +1,5 @@
 import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
+import type { Pace } from '../base/pace.js'
 import * as diff from '../jobs/diff-job.js'
 import * as prune from '../jobs/prune-job.js'
 import { pullDomains } from '../jobs/pull-domains.js'
@@ -19,6 +20,7 @@ import type { GcJob } from '../jobs/gc-job.js'
 import type { VerifyJob } from '../jobs/verify-job.js'
 import type { Pin } from './gc-view.js'
 import { readPackageJson } from './package-json.js'
+import { type PriorityWords, readPriority } from './priority.js'
 import { defaultScratchDir, runtimeDir } from './places.js'
 import { localTimeZone } from './points.js'
 import type { RetentionPolicy } from '../model/retention.js'
@@ -207,6 +209,14 @@ export async function openKeyRing(
   return { ring: await KeyRing.of(place.path), place }
 }
 
+/** Lowers the priority of all threads of this process, and of those to come. Throws E_USAGE; E_IO where it may not. */
+export async function lowerPriority(words: PriorityWords): Promise<void> {
+  const priority = readPriority(words)
+  if (priority === undefined) return
+  const { native } = await import('../native/binding.js')
+  native().setPriority(priority.nice, priority.ioClass, priority.ioLevel)
+}
+
 /** A connection to libvirt, and what a guardian needs to make one like it. */
 export interface Machine extends AsyncDisposable {
   readonly hypervisor: Hypervisor
@@ -244,27 +254,32 @@ export async function connectMachine(session: RunContext): Promise<Machine> {
 export interface PullOptions {
   /** Per disk. */
   readonly connections: number
+  /** Of reading from the domain. */
+  readonly pace?: Pace | undefined
+  /** Of writing to the store. */
+  readonly storePace?: Pace | undefined
   readonly scratchDir: string | undefined
 }
 
 export async function makePullJob(
   session: RunContext,
   parts: { readonly store: StorePort; readonly machine: Machine },
-  { connections, scratchDir }: PullOptions,
+  { connections, scratchDir, pace, storePace }: PullOptions,
 ): Promise<PullJob> {
   const { PullJob } = await import('../jobs/pull-job.js')
   const { ExportReader } = await import('../nbd/export-reader.js')
+  const { PacedExport } = await import('../nbd/paced-export.js')
   const { startGuardian } = await import('./guardian.js')
   const { access } = parts.machine
   return new PullJob({
     store: parts.store,
     hypervisor: await makePullHost(parts.machine, scratchDir),
-    openExport: (address, { exportName, bitmap }, signal) =>
-      ExportReader.open(
-        address,
-        { exportName, dirtyBitmap: bitmap, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS },
-        signal,
-      ),
+    openExport: async (address, { exportName, bitmap }, signal) => {
+      const how = { exportName, dirtyBitmap: bitmap, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
+      const reader = await ExportReader.open(address, how, signal)
+      return pace === undefined ? reader : new PacedExport(reader, pace)
+    },
+    storePace,
     startGuardian: () => startGuardian(access),
     clock: session.clock,
     random: Math.random,

@@ -3,10 +3,12 @@ import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import type { InstantWish } from '../cli/instant-wire.js'
+import { PRIORITY_FLAGS } from '../cli/priority.js'
 import { restoreRunDocument, restoreRunSummary } from '../cli/restore-view.js'
 import { inPlaceWishes, type InPlaceWishes, restoreWishes } from '../cli/restore-wishes.js'
 import { rollbackDocument, rollbackSummary } from '../cli/rollback-view.js'
 import type { GlobalFlagValues } from '../cli/settings.js'
+import { parseSize } from '../model/size.js'
 
 export default class RestoreCommand extends BaseCommand {
   static override description =
@@ -114,16 +116,24 @@ export default class RestoreCommand extends BaseCommand {
     }),
     'in-place': Flags.boolean({ summary: 'write what differs back into the disks of the shut-off domain' }),
     'dry-run': Flags.boolean({ char: 'n', summary: 'say what would be written, and how much' }),
+    bwlimit: Flags.string({
+      summary: 'read at most this much from the store in a second; with --instant, of filling each disk in',
+      helpValue: '200MiB',
+    }),
+    ...PRIORITY_FLAGS,
   }
 
   override async run(): Promise<Envelope> {
     const { args, flags } = await this.parse(RestoreCommand)
+    const { lowerPriority } = await import('../cli/wire.js')
+    await lowerPriority(flags)
     if (flags['in-place']) return await this.#inPlace(inPlaceWishes(args.point ?? [], flags), flags)
     const { hydrate, resume } = flags
-    if (resume !== undefined) return await this.#instant({ kind: 'resume', id: resume, hydrate }, flags)
+    const bwlimit = flags.bwlimit === undefined ? 0 : parseSize(flags.bwlimit)
+    if (resume !== undefined) return await this.#instant({ kind: 'resume', id: resume, hydrate, bwlimit }, flags)
     const given = flags.instant ? { ...flags, start: true } : flags
     const wishes = restoreWishes(args.point ?? [], given, this.jsonEnabled())
-    if (flags.instant) return await this.#instant({ kind: 'start', wishes, hydrate }, flags)
+    if (flags.instant) return await this.#instant({ kind: 'start', wishes, hydrate, bwlimit }, flags)
     await using session = await this.session(flags)
     const { runRestore } = await import('../cli/restore-run.js')
     const run = await runRestore(session, wishes)

@@ -21,6 +21,9 @@ version: 1
 
 # Domains backed up at once; 0 = all cores.
 threads: 2
+# Let others go first: CPU priority 0 to 19, disk priority idle or best-effort:0 to best-effort:7.
+#nice: 10
+#ionice: idle
 # Which libvirt: qemu:///system, or qemu+ssh://root@host/system.
 uri: qemu:///system
 # Its SASL user. The passphrase is best kept in a file, a command or a systemd credential.

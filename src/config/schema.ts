@@ -42,6 +42,9 @@ const schedule = parsed(
 const timeZone = z.string().refine(isTimeZone, { error: 'unknown time zone: use a name such as Europe/Berlin' })
 const selector = parsed(parseSelector, "a domain: name, UUID, glob (web*), 'r:REGEX', or '!…' to leave out")
 const listen = z.string().regex(/^(\[[0-9a-fA-F:]+\]|[^\s:]+):\d{1,5}$/, { error: 'expected HOST:PORT' })
+const ionice = z
+  .string()
+  .regex(/^(idle|best-effort(:[0-7])?)$/, { error: 'expected idle, best-effort, or best-effort:0 to best-effort:7' })
 const url = z.url({ error: 'expected a URL' })
 const percent = z.string().regex(/^(100|\d{1,2})(\.\d+)?\s*%$/, { error: 'expected a percentage such as 5%' })
 const count = z
@@ -112,7 +115,9 @@ const settings = {
   freeze_mounts: z.array(path).optional().describe('freeze only these mount points'),
   on_broken_chain: z.enum(BROKEN_CHAIN_POLICIES).optional().describe('when the dirty bitmap is lost'),
   threads: z.int().min(0).optional().describe('connections for one domain'),
-  bwlimit: size.optional().describe('bytes per second'),
+  bwlimit: size
+    .optional()
+    .describe('bytes per second, of all domains together for which this very line counts; 0: no limit'),
   min_change: size.optional().describe('skip a run that would store less'),
   scratch_dir: path.optional(),
   last: count.optional(),
@@ -147,7 +152,7 @@ const target = z.strictObject({
     .optional(),
   encryption: z.union([z.literal('none'), z.strictObject(passphraseSecret)]).optional(),
   storage_class: name.optional(),
-  bwlimit: size.optional(),
+  bwlimit: size.optional().describe('bytes per second, of what is written to it or read back; 0: no limit'),
   parallel: z.int().min(1).optional().describe('domains written to it at once'),
   index_dir: path.optional().describe('where the index lives, if not in the store'),
 })
@@ -207,6 +212,8 @@ export const configSchema = z
     username: z.string().optional().describe('libvirt SASL user'),
     ...passphraseSecret,
     timezone: timeZone.optional().describe('of schedules and of retention’s calendar'),
+    nice: z.int().min(0).max(19).optional().describe('CPU priority of pulls and of the daemon; 19 is the lowest'),
+    ionice: ionice.optional().describe('their disk priority: idle, best-effort, best-effort:0-7'),
     state_dir: path.optional(),
     cache_dir: path.optional(),
     retry: z.strictObject({ attempts: z.int().min(0).optional(), delay: duration.optional() }).optional(),

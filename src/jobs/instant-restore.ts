@@ -31,6 +31,8 @@ export interface InstantPorts {
     | 'blockPull'
     | 'blockJobInfo'
   >
+  /** Of filling one disk in; what the guest itself reads is never held up. */
+  readonly pullBytesPerSecond?: number | undefined
   readonly domains: DomainRestore
   readonly serve: (where: {
     readonly point: RecoveryPoint
@@ -188,7 +190,9 @@ export class InstantRestore {
           throw new BackupError('E_LIBVIRT', `${name}: the pull of disk ${disk.target} ends early again and again`)
         }
         await this.#letRun(uuid)
-        await host.blockPull(uuid, disk.target, 0).catch((error: unknown) => this.#whyNot(state, error))
+        await host
+          .blockPull(uuid, disk.target, this.#ports.pullBytesPerSecond ?? 0)
+          .catch((error: unknown) => this.#whyNot(state, error))
       }
       await clock.sleep(POLL_MS, signal)
     }

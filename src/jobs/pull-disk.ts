@@ -1,6 +1,7 @@
 import type { BufferPool } from '../base/buffer-pool.js'
 import { collect } from '../base/async.js'
 import { invariant } from '../base/invariant.js'
+import type { Pace } from '../base/pace.js'
 import {
   batchPlan,
   markDirty,
@@ -43,6 +44,8 @@ export interface DiskPull {
   readonly store: Pick<StorePort, 'chunkIdsAt' | 'damagedChunks' | 'identify' | 'walkTree'>
   readonly draft: PointDraft
   readonly pool: BufferPool
+  /** Of what the store takes; paid after each batch, whose size is known only then. */
+  readonly storePace?: Pace | undefined
   /** Called with the bytes dealt with since the last call. */
   onProgress(progress: { readonly readBytes: number; readonly newBytes: number }): void
   /** Called for every planned run, before it is worked off. */
@@ -146,7 +149,9 @@ async function readAndStore(pull: DiskPull, batch: PullBatch, signal: AbortSigna
   try {
     const { pieces, spans } = layOut(batch, pull.geometry)
     await pull.source.read(pieces, buffer, signal)
-    return await pull.draft.storeChunks(buffer, spans, signal)
+    const stored = await pull.draft.storeChunks(buffer, spans, signal)
+    await pull.storePace?.take(stored.storedBytes, signal)
+    return stored
   } finally {
     pull.pool.give(buffer)
   }

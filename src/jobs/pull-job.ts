@@ -177,6 +177,7 @@ export class PullJob {
             store,
             draft,
             pool,
+            storePace: this.#ports.storePace,
             onPlanned: run => {
               if (run.kind === 'read') seen.totalBytes += bytesOf(run, geometry)
               show()

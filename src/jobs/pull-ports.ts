@@ -1,5 +1,6 @@
 import type { Warning } from '../base/errors.js'
 import type { Clock } from '../base/clock.js'
+import type { Pace } from '../base/pace.js'
 import type {
   BackupStarter,
   ExportedDisk,
@@ -22,6 +23,8 @@ export interface PullPorts {
   /** Rejects with E_NBD, E_NBD_PROTOCOL, E_TIMEOUT. */
   openExport(address: NbdAddress, disk: ExportedDisk, signal: AbortSignal): Promise<DiskExport & AsyncDisposable>
   startGuardian(): Promise<GuardianPort>
+  /** Of what is written to the store; reading is paced by the export itself. */
+  readonly storePace?: Pace | undefined
   readonly clock: Clock
   /** In [0, 1). Chooses which clean chunks are read again. */
   readonly random: () => number

@@ -1,6 +1,7 @@
 import { throwIfAborted } from '../base/async.js'
 import { BufferPool } from '../base/buffer-pool.js'
 import { invariant } from '../base/invariant.js'
+import type { Pace } from '../base/pace.js'
 import type { ImagePiece, ImageWriter } from '../image/image-writer.js'
 import { chunkCount, chunkLength, type DiskGeometry, TREE_FANOUT, type TreeRun } from '../model/disk-tree.js'
 import type { TreeRoot } from '../model/recovery-point.js'
@@ -22,6 +23,8 @@ export interface DiskRestore {
   readonly root: TreeRoot
   readonly geometry: DiskGeometry
   readonly image: ImageWriter
+  /** Of what is read from the store, and so of what is written. */
+  readonly pace?: Pace | undefined
   /** The part of the tree to copy, ascending; all of it unless given. */
   readonly runs?: AsyncIterable<TreeRun>
   /** stop: reject with what was thrown. keep: write zeros for what is lost and go on. */
@@ -39,8 +42,9 @@ export interface DiskRestore {
  * E_DAMAGED has been told to onLost before.
  */
 export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Promise<void> {
-  const { geometry, image } = restore
-  const limits = { bytes: Math.max(WINDOW_BYTES, geometry.chunkSize), items: WINDOW_ITEMS, zeros: !image.startsZeroed }
+  const { geometry, image, pace } = restore
+  const windowBytes = Math.min(WINDOW_BYTES, pace?.burstBytes ?? WINDOW_BYTES)
+  const limits = { bytes: Math.max(windowBytes, geometry.chunkSize), items: WINDOW_ITEMS, zeros: !image.startsZeroed }
   const pool = new BufferPool(READ_AHEAD + 1, limits.bytes)
   const underWay: { readonly window: RestoreWindow; readonly buffer: Uint8Array; readonly read: Promise<void> }[] = []
   let written = 0
@@ -91,6 +95,7 @@ async function readWindow(
 ): Promise<void> {
   const { window, buffer } = place
   if (window.chunks.length === 0) return
+  await restore.pace?.take(window.bytes, signal)
   try {
     await restore.store.chunks.read(window.ids, buffer.subarray(0, window.bytes), window.spans, signal)
   } catch (error) {

@@ -3,6 +3,7 @@ import { dirname, extname, join } from 'node:path'
 import { forEachLimited } from '../base/async.js'
 import type { Clock } from '../base/clock.js'
 import { errorCodeOf } from '../base/errors.js'
+import type { Pace } from '../base/pace.js'
 import type { ImageFactory, SideFile } from '../image/image-factory.js'
 import type { ImagePiece, ImageWriter } from '../image/image-writer.js'
 import type { DiskGeometry } from '../model/disk-tree.js'
@@ -21,6 +22,8 @@ export interface RestorePorts {
   readonly images: ImageFactory
   readonly progress: Progress
   readonly clock: Clock
+  /** Of all disks together. */
+  readonly pace?: Pace | undefined
 }
 
 /** Bytes. */
@@ -186,6 +189,7 @@ export class RestoreJob {
           root: disk.root,
           geometry: this.#geometry(disk),
           image: open.image,
+          pace: this.#ports.pace,
           onDamage: plan.onDamage,
           onLost: range => open.lost.add(range),
           onProgress: (passed, written) => {

@@ -1,3 +1,4 @@
+import type { Pace } from '../base/pace.js'
 import type { ImageWriter } from '../image/image-writer.js'
 import { type PlanBasis, planChunks } from '../model/chunk-plan.js'
 import { chunkCount, type TreeRun } from '../model/disk-tree.js'
@@ -23,6 +24,7 @@ export interface DiskRollback {
   /** What the disk shall hold. */
   readonly wanted: TreeSide
   readonly present: PresentDisk
+  readonly pace?: Pace | undefined
   /** Over the existing disk; it does not start zeroed. */
   readonly image: ImageWriter
   onProgress(passed: number, written: number): void
@@ -102,9 +104,10 @@ export async function rollbackDisk(rollback: DiskRollback, signal: AbortSignal):
 }
 
 function partOf(rollback: Omit<DiskRollback, 'image' | 'onProgress'>, signal: AbortSignal) {
-  const { store, wanted } = rollback
+  const { store, wanted, pace } = rollback
   return {
     store,
+    pace,
     root: wanted.root,
     geometry: wanted.geometry,
     onDamage: 'stop' as const,

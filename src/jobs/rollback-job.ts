@@ -1,5 +1,6 @@
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
 import type { Clock } from '../base/clock.js'
+import type { Pace } from '../base/pace.js'
 import type { ImageWriter } from '../image/image-writer.js'
 import type { DomainNow, ImageNow } from '../model/domain-now.js'
 import type { Extent } from '../model/extent.js'
@@ -16,6 +17,8 @@ export interface RollbackPorts {
   openDisk(disk: DiskToOpen, signal: AbortSignal): Promise<OpenedDisk>
   readonly progress: Progress
   readonly clock: Clock
+  /** Of what is read from the store: once to check it, once to write it. */
+  readonly pace?: Pace | undefined
 }
 
 export interface DiskToOpen {
@@ -92,7 +95,7 @@ export class RollbackJob {
    * E_IO, E_INTERRUPTED.
    */
   async run(request: RollbackRequest, signal: AbortSignal): Promise<RollbackResult> {
-    const { clock, progress, store } = this.#ports
+    const { clock, pace, progress, store } = this.#ports
     const subject = request.point.domain.name
     const started = clock.monotonic()
     progress.report({ kind: 'started', subject, verb: 'restore', facts: [['point', request.point.id.slice(0, 7)]] })
@@ -100,7 +103,7 @@ export class RollbackJob {
     try {
       await using opened = await this.#open(request, { writable: true }, signal)
       progress.report({ kind: 'phase', subject, phase: 'check' })
-      for (const disk of opened.disks) await rehearseRollback({ store, ...disk }, signal)
+      for (const disk of opened.disks) await rehearseRollback({ store, pace, ...disk }, signal)
       progress.report({ kind: 'phase', subject, phase: 'write' })
       isWriting = true
       for (const disk of opened.disks) await this.#write(subject, disk, signal)
@@ -128,6 +131,7 @@ export class RollbackJob {
     await writeRollback(
       {
         store,
+        pace: this.#ports.pace,
         ...disk,
         image,
         onProgress: (_, written) =>

@@ -2,6 +2,7 @@ import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../../cli/base-command.js'
+import { PRIORITY_FLAGS } from '../../cli/priority.js'
 import { pullDocument, pullSummary } from '../../cli/pull-view.js'
 import { parseSize } from '../../model/size.js'
 
@@ -67,6 +68,11 @@ export default class PullCommand extends BaseCommand {
     }),
     threads: Flags.integer({ summary: 'NBD connections per disk', min: 1, max: 16, helpValue: 'N' }),
     parallel: Flags.integer({ summary: 'domains at once', min: 1, max: 64, helpValue: 'N' }),
+    bwlimit: Flags.string({
+      summary: 'read at most this much in a second, all domains together',
+      helpValue: '200MiB',
+    }),
+    ...PRIORITY_FLAGS,
     'start-paused': Flags.boolean({
       summary: 'start domains that are off, paused, instead of reading their images; for encrypted and network disks',
     }),
@@ -90,6 +96,7 @@ export default class PullCommand extends BaseCommand {
         quiesce: flags['quiesce-required'] ? ('required' as const) : flags.quiesce,
         freezeMounts: flags['freeze-mount'],
         connections: flags.threads,
+        bwlimit: flags.bwlimit === undefined ? undefined : parseSize(flags.bwlimit),
         scratchDir: flags['scratch-dir'],
         tags: flags.tag,
         // Absent is not false: the configuration may ask for it.
@@ -100,7 +107,7 @@ export default class PullCommand extends BaseCommand {
     }
     await using session = await this.session(flags)
     const { runPull } = await import('../../cli/pull-run.js')
-    const run = await runPull(session, wishes, flags.parallel)
+    const run = await runPull(session, wishes, flags)
     await session.endProgress()
     const shown = { ...run, interrupted: this.interruptedExit }
     session.print(pullSummary(shown))

@@ -23,6 +23,9 @@ export default class DaemonRunCommand extends BaseCommand {
     const drainMs = drain === undefined ? undefined : parseDuration(drain)
     await using session = await this.session(flags)
     const { runDaemon } = await import('../../cli/daemon-wire.js')
+    const { lowerPriority } = await import('../../cli/wire.js')
+    const { config } = await session.config()
+    await lowerPriority(config)
     await runDaemon(session, { drainMs })
     return this.finish({ schema: 'virtvault/daemon_run/1', ok: true, status: 'success', exit: EXIT.ok })
   }
