@@ -73,7 +73,8 @@ const MAP: ModuleMap = {
     'process.env': /^(base|cli)\//,
     'Date.now': /^(base|cli)\//,
     'Math.random': /^(base|cli)\//,
-    'process.dlopen': /^native\/binding\.ts$/,
+    // bundled.cts loads the program itself
+    'process.dlopen': /^(native\/binding\.ts|cli\/bundled\.cts)$/,
   },
 }
 

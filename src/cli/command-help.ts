@@ -1,15 +1,36 @@
 import type { Command } from '@oclif/core/command'
 import { CommandHelp, Help } from '@oclif/core/help'
 
-import { type CommandEntry, select } from './command-table.js'
+import { type CommandClass, type CommandEntry, loadCommand } from './command-table.js'
 import { loadOclifConfig } from './oclif-config.js'
 
 /** `virtvault backup pull --help`, in lines. */
 export async function renderCommandHelp(entry: CommandEntry): Promise<string[]> {
-  await select([entry])
+  const command = await loadCommand(entry)
   const config = await loadOclifConfig()
-  const command = config.findCommand(entry.id, { must: true })
-  return new TextHelp(config, { flagSortOrder: 'none' }).text(command).trimEnd().split('\n')
+  return new TextHelp(config, { flagSortOrder: 'none' }).text(loadable(entry, command)).trimEnd().split('\n')
+}
+
+/** What oclif would have made of the class. */
+function loadable(entry: CommandEntry, command: CommandClass): Command.Loadable {
+  const { summary, description, examples, args, strict } = command
+  return {
+    id: entry.id,
+    summary,
+    description,
+    examples,
+    strict,
+    args: named(args),
+    flags: named({ ...command.baseFlags, ...command.flags }),
+    aliases: [...(entry.aliases ?? [])],
+    hiddenAliases: [...(entry.hiddenAliases ?? [])],
+    hidden: false,
+    load: () => Promise.resolve(command),
+  }
+}
+
+function named<T extends object>(parts: Record<string, T> = {}): Record<string, T & { name: string }> {
+  return Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, { ...part, name }]))
 }
 
 class TextHelp extends Help {

@@ -339,10 +339,3 @@ export async function loadCommand(entry: CommandEntry): Promise<CommandClass> {
     hiddenAliases: [...(entry.hiddenAliases ?? [])],
   })
 }
-
-/** What oclif's own loader sees in this process: the commands that this run is about. */
-export const SELECTED: Record<string, CommandClass> = {}
-
-export async function select(entries: readonly CommandEntry[]): Promise<void> {
-  for (const entry of entries) SELECTED[entry.id] = await loadCommand(entry)
-}

@@ -14,7 +14,7 @@ const READY_TIMEOUT_MS = 10_000
  * is connected. Rejects with E_LIBVIRT_CONNECT when it cannot be made ready.
  */
 export async function startGuardian(options: VirtConnectOptions): Promise<GuardianPort> {
-  const path = fileURLToPath(new URL('./guardian-main.js', import.meta.url))
+  const path = fileURLToPath(new URL('./guardian-start.cjs', import.meta.url))
   const child = spawn(process.execPath, [path], { detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
   // A guardian that is gone must not take the pull with it.
   child.stdin.on('error', () => undefined)

@@ -1,10 +1,8 @@
-import { setFlagsFromString } from 'node:v8'
-
 import { BackupError } from '../base/errors.js'
 import { type HelpSubject, readCommandLine, type Request } from './command-line.js'
-import type { CommandEntry } from './command-table.js'
+import { type CommandEntry, loadCommand } from './command-table.js'
 import { EXIT } from './exit-codes.js'
-import { readPackageJson } from './package-json.js'
+import { answerAtOnce } from './front.js'
 import { hideSecrets } from './secret-env.js'
 import { wantsColor, wantsJson } from './settings.js'
 import { surviveBrokenPipes, writeDocument, writeErr, writeOut } from './streams.js'
@@ -12,17 +10,10 @@ import { surviveBrokenPipes, writeDocument, writeErr, writeOut } from './streams
 /** A command that has ended but left something running is not waited for longer than this. */
 const LINGER_MS = 5000
 /**
- * Bytecode that a function runs before V8 optimizes it, 15 times the default. JavaScript only hands batches on here:
- * compiling it took 10 to 20 % of the CPU time of a full of known data and of a restore of 0.75 GiB (Node 20.20).
- */
-const OPTIMIZE_AFTER = '--interrupt-budget=1000000'
-
-/**
  * Runs one command line and sets the exit code of the process. Loads as little
- * as it can: versions and the main help need neither oclif nor a command.
+ * as it can. The version and the help that lists commands are front.ts's.
  */
 export async function main(argv: readonly string[]): Promise<void> {
-  setFlagsFromString(OPTIMIZE_AFTER)
   surviveBrokenPipes()
   hideSecrets()
   settleColors(argv)
@@ -42,12 +33,9 @@ export async function main(argv: readonly string[]): Promise<void> {
 async function dispatch(request: Request, argv: readonly string[]): Promise<void> {
   const json = wantsJson(argv, process.env)
   switch (request.kind) {
-    case 'version': {
-      const { version } = readPackageJson()
-      if (json) writeDocument({ schema: 'virtvault/version/1', ok: true, version, node: process.versions.node })
-      else writeOut([`virtvault ${version}`])
+    case 'version':
+      answerAtOnce(argv)
       return
-    }
     case 'help': {
       const lines = await helpLines(request.subject)
       if (json) writeDocument({ schema: 'virtvault/help/1', ok: true, exit: EXIT.ok, text: lines.join('\n') })
@@ -73,11 +61,9 @@ async function dispatch(request: Request, argv: readonly string[]): Promise<void
 }
 
 async function runCommand(entry: CommandEntry, argv: readonly string[]): Promise<void> {
-  const { SELECTED, select } = await import('./command-table.js')
   const { loadOclifConfig } = await import('./oclif-config.js')
-  const config = await loadOclifConfig()
-  await select([entry])
-  await SELECTED[entry.id]?.run([...argv], config)
+  const command = await loadCommand(entry)
+  await command.run([...argv], await loadOclifConfig())
 }
 
 /** oclif colours by the environment alone, when it is loaded. */
