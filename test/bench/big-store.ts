@@ -35,6 +35,7 @@ const CHUNKS_PER_PACK = 2048
 
 const [folder = '/dev/shm/virtvault-big', first = '1000000', domains = '20'] = process.argv.slice(2)
 if (first.startsWith('step:')) await step(first.slice('step:'.length))
+else if (first.startsWith('make:')) await make(Number(first.slice('make:'.length)), Number(domains))
 else await bench(Number(first), Number(domains))
 
 async function bench(chunks: number, count: number): Promise<void> {

@@ -43,6 +43,11 @@ export class SimulatedFs implements DurableFs {
   readonly #root: Directory
   /** Asked before every change; what it gives back is thrown, and nothing is done. */
   onOperation: ((operation: Operation) => Error | undefined) | undefined
+  /**
+   * Syncs that are left out, as by a mutant of whoever should have made them: nothing of a file becomes durable, and
+   * of a directory only what went from it.
+   */
+  forgets: ((operation: Pick<Operation, 'kind' | 'path'>) => boolean) | undefined
   operations = 0
   syncs = 0
   #off = false
@@ -128,6 +133,7 @@ export class SimulatedFs implements DurableFs {
       },
       sync: async () => {
         await guarded('sync')
+        if (this.forgets?.({ kind: 'sync', path }) === true) return
         file.durable = Buffer.from(file.live)
       },
       close: () => Promise.resolve(),
@@ -184,7 +190,9 @@ export class SimulatedFs implements DurableFs {
   async syncDirectory(path: string): Promise<void> {
     await this.#change('syncdir', path)
     const directory = this.#directory(path)
-    directory.durable = new Map(directory.live)
+    const isForgotten = this.forgets?.({ kind: 'syncdir', path }) === true
+    const { durable, live } = directory
+    directory.durable = new Map(isForgotten ? [...live].filter(([name]) => durable.has(name)) : live)
   }
 
   async lock(path: string, mode: 'shared' | 'exclusive'): Promise<FileLock | undefined> {
