@@ -1,8 +1,8 @@
-import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BackupError } from '../base/errors.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
+import { STORED_DOMAINS, STORED_GROUPS } from '../cli/domain-flags.js'
 import { plural } from '../cli/output.js'
 import { selectStored } from '../cli/points.js'
 import { pruneDocument, prunePlanLines, pruneSummary, simulationDocument, simulationLines } from '../cli/prune-view.js'
@@ -26,15 +26,10 @@ export default class PruneCommand extends BaseCommand {
     { command: '<%= config.bin %> prune --simulate 400d', description: 'What a year of daily backups would leave' },
   ]
   static override args = {
-    selector: Args.string({ description: 'domains: a name, web*, r:REGEX, !x', multiple: true, ignoreStdin: true }),
+    selector: STORED_DOMAINS,
   }
   static override flags = {
-    group: Flags.string({
-      char: 'g',
-      summary: 'domains of this group (repeatable)',
-      multiple: true,
-      multipleNonGreedy: true,
-    }),
+    group: STORED_GROUPS,
     'keep-last': keep('the newest N'),
     'keep-hourly': keep('the first of each of N hours'),
     'keep-daily': keep('the first of each of N days'),

@@ -1,7 +1,7 @@
-import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
+import { STORED_DOMAINS, STORED_GROUPS } from '../cli/domain-flags.js'
 import { EXIT } from '../cli/exit-codes.js'
 import { plural, renderTable } from '../cli/output.js'
 import { selectStored } from '../cli/points.js'
@@ -18,15 +18,10 @@ export default class StatsCommand extends BaseCommand {
     { command: '<%= config.bin %> stats web01 --by point', description: 'What each point of one domain holds alone' },
   ]
   static override args = {
-    selector: Args.string({ description: 'domains: a name, web*, r:REGEX, !x', multiple: true, ignoreStdin: true }),
+    selector: STORED_DOMAINS,
   }
   static override flags = {
-    group: Flags.string({
-      char: 'g',
-      summary: 'domains of this group (repeatable)',
-      multiple: true,
-      multipleNonGreedy: true,
-    }),
+    group: STORED_GROUPS,
     by: Flags.option({
       summary: 'what to account for',
       options: ['domain', 'group', 'point'] as const,

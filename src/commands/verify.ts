@@ -1,8 +1,8 @@
-import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BackupError } from '../base/errors.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
+import { STORED_DOMAINS, STORED_GROUPS } from '../cli/domain-flags.js'
 import { selectStored } from '../cli/points.js'
 import type { GlobalFlagValues } from '../cli/settings.js'
 import type { TrialWishes } from '../cli/trial-run.js'
@@ -28,15 +28,10 @@ export default class VerifyCommand extends BaseCommand {
     { command: '<%= config.bin %> verify web01 --level boot', description: 'Does it start? How long does that take?' },
   ]
   static override args = {
-    selector: Args.string({ description: 'domains: a name, web*, r:REGEX, !x', multiple: true, ignoreStdin: true }),
+    selector: STORED_DOMAINS,
   }
   static override flags = {
-    group: Flags.string({
-      char: 'g',
-      summary: 'domains of this group (repeatable)',
-      multiple: true,
-      multipleNonGreedy: true,
-    }),
+    group: STORED_GROUPS,
     level: Flags.option({ summary: 'how deep to look', options: LEVELS, default: 'quick' })(),
     sample: Flags.string({ summary: 'read this share of the data, the longest unread first', helpValue: '5%' }),
     'max-age': Flags.string({ summary: 'leave out what was read within this time', helpValue: '30d' }),

@@ -5,6 +5,7 @@ import { chunkCount, chunkLength } from '../../src/model/disk-tree.js'
 import type { PointContents, RecoveryPoint, TreeRoot } from '../../src/model/recovery-point.js'
 import type { PassphraseSource } from '../../src/store/encryption.js'
 import type { PointDraft, StorePort, TreeSide } from '../../src/store/store-types.js'
+import { pointContents } from '../harness/points.js'
 
 export const CHUNK = 64 * 1024
 export const UUID = '6f0c2a1e-8d53-4a97-b1c4-0d6f3e5a7b92'
@@ -48,20 +49,12 @@ export function contentsOf(geometry: DiskGeometry, root: TreeRoot, parent?: Reco
       statistics: { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0, newNodes: 0 },
     },
   ]
-  return {
+  return pointContents({
     domain: { uuid: UUID, name: 'web01' },
     time: 1_700_000_000_000,
-    mode: 'full',
-    consistency: { kind: 'crash' },
     disks,
-    skipped: [],
-    blobs: [],
     parent: parent?.id,
-    warnings: [],
-    durationMs: 1,
-    tags: [],
-    toolVersion: '0.1.0',
-  }
+  })
 }
 
 export function sideOf(point: RecoveryPoint, chunkSize = CHUNK): TreeSide {

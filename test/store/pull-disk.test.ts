@@ -9,6 +9,7 @@ import type { TreeRoot } from '../../src/model/recovery-point.js'
 import type { PointDraft, TreeSide } from '../../src/store/store-types.js'
 import { Store } from '../../src/store/store.js'
 import { FakeExport } from '../fakes/fake-export.js'
+import { pointContents } from '../harness/points.js'
 
 const CHUNK = 64 * 1024
 const never = new AbortController().signal
@@ -18,20 +19,7 @@ async function withDraft<T>(store: Store, work: (draft: PointDraft) => Promise<T
   await using run = await store.runs.begin('pull')
   await using draft = await store.draft(run)
   const result = await work(draft)
-  const uuid = '7e0b2a52-0000-4000-8000-000000000001'
-  await draft.commit({
-    domain: { uuid, name: 'web01' },
-    time: 0,
-    mode: 'full',
-    consistency: { kind: 'crash' },
-    disks: [],
-    skipped: [],
-    blobs: [],
-    warnings: [],
-    durationMs: 0,
-    tags: [],
-    toolVersion: '0',
-  })
+  await draft.commit(pointContents())
   await run.finish()
   return result
 }

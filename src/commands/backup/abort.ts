@@ -1,7 +1,7 @@
-import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../../cli/base-command.js'
+import { LIVING_DOMAINS } from '../../cli/domain-flags.js'
 import { EXIT } from '../../cli/exit-codes.js'
 import { printable } from '../../cli/printable.js'
 import type { AbortOutcome } from '../../jobs/abort-job.js'
@@ -28,11 +28,7 @@ export default class AbortCommand extends BaseCommand {
     },
   ]
   static override args = {
-    domain: Args.string({
-      description: 'domains: a name, a UUID, web*, r:REGEX, !x to leave out',
-      multiple: true,
-      ignoreStdin: true,
-    }),
+    domain: LIVING_DOMAINS,
   }
   static override flags = {
     force: Flags.boolean({ summary: 'end a job of virtvault that this store does not know, too' }),

@@ -1,7 +1,7 @@
-import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BaseCommand, type Envelope } from '../../cli/base-command.js'
+import { LIVING_DOMAINS } from '../../cli/domain-flags.js'
 import { PRIORITY_FLAGS } from '../../cli/priority.js'
 import { pullDocument, pullSummary } from '../../cli/pull-view.js'
 import { parseSize } from '../../model/size.js'
@@ -22,11 +22,7 @@ export default class PullCommand extends BaseCommand {
     },
   ]
   static override args = {
-    domain: Args.string({
-      description: 'domains: a name, a UUID, web*, r:REGEX, !x to leave out',
-      multiple: true,
-      ignoreStdin: true,
-    }),
+    domain: LIVING_DOMAINS,
   }
   static override flags = {
     group: Flags.string({

@@ -3,6 +3,7 @@ import t from 'tap'
 import { executePrune, expiredOf, planPrune, readPruned, refuseUnreadable } from '../../../src/jobs/prune-job.js'
 import type { PointNotes, RecoveryPoint } from '../../../src/model/recovery-point.js'
 import type { PointCatalog } from '../../../src/store/store-types.js'
+import { recoveryPoint } from '../../harness/points.js'
 
 const never = new AbortController().signal
 const NOW = Date.UTC(2026, 10, 20)
@@ -10,23 +11,8 @@ const options = { now: NOW, timeZone: 'UTC' }
 const WEB = { uuid: '00000000-0000-4000-8000-000000000001', name: 'web01' }
 
 function point(sequence: number, daysAgo: number, domain = WEB): RecoveryPoint {
-  return {
-    id: sequence.toString(16).padStart(32, '0'),
-    storeId: '0'.repeat(32),
-    sequence,
-    runId: '0'.repeat(32),
-    domain,
-    time: NOW - daysAgo * 86_400_000,
-    mode: 'full',
-    consistency: { kind: 'crash' },
-    disks: [],
-    skipped: [],
-    blobs: [],
-    warnings: [],
-    durationMs: 0,
-    tags: [],
-    toolVersion: '0',
-  }
+  const id = sequence.toString(16).padStart(32, '0')
+  return recoveryPoint({ id, sequence, domain, time: NOW - daysAgo * 86_400_000 })
 }
 
 /** Points in memory. */

@@ -6,6 +6,7 @@ import type { ProgressEvent } from '../../../src/jobs/progress.js'
 import { pullDomains } from '../../../src/jobs/pull-domains.js'
 import type { PullResult } from '../../../src/jobs/pull-job.js'
 import type { PullRequest } from '../../../src/jobs/pull-ports.js'
+import { recoveryPoint } from '../../harness/points.js'
 
 const requestOf = (name: string): PullRequest => ({
   domain: { uuid: `uuid of ${name}`, name },
@@ -18,23 +19,7 @@ const requestOf = (name: string): PullRequest => ({
 function resultFor(request: PullRequest, warnings: PullResult['warnings'] = []): PullResult {
   return {
     warnings,
-    point: {
-      id: 'f'.repeat(32),
-      storeId: '0'.repeat(32),
-      sequence: 1,
-      runId: 'r',
-      domain: request.domain,
-      time: 0,
-      mode: 'full',
-      consistency: { kind: 'crash' },
-      disks: [],
-      skipped: [],
-      blobs: [],
-      warnings: [],
-      durationMs: 0,
-      tags: [],
-      toolVersion: '0',
-    },
+    point: recoveryPoint({ domain: request.domain }),
   }
 }
 

@@ -2,6 +2,7 @@ import t from 'tap'
 
 import { planPull, type PullWish, type SurveyedDisk } from '../../../src/model/pull-plan.js'
 import type { DiskSource, RecoveryPoint } from '../../../src/model/recovery-point.js'
+import { recoveryPoint } from '../../harness/points.js'
 
 const DOMAIN = { uuid: '7e0b2a52-0000-4000-8000-000000000001', name: 'web01' }
 const AUTO: PullWish = { mode: 'auto', only: [], except: [] }
@@ -16,15 +17,8 @@ function disk(target: string, overrides: Partial<SurveyedDisk> = {}): SurveyedDi
 
 function point(targets: readonly string[], before: DiskSource = source()): RecoveryPoint {
   const statistics = { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0, newNodes: 0 }
-  return {
-    id: '0'.repeat(32),
-    storeId: '1'.repeat(32),
-    sequence: 1,
-    runId: 'r',
+  return recoveryPoint({
     domain: DOMAIN,
-    time: 0,
-    mode: 'full',
-    consistency: { kind: 'crash' },
     disks: targets.map(target => ({
       target,
       size: 1 << 20,
@@ -33,14 +27,8 @@ function point(targets: readonly string[], before: DiskSource = source()): Recov
       source: before,
       statistics,
     })),
-    skipped: [],
-    blobs: [],
     checkpoint: { name: 'virtvault-1-2', xml: '', disks: targets },
-    warnings: [],
-    durationMs: 0,
-    tags: [],
-    toolVersion: '0',
-  }
+  })
 }
 
 const sound = (...targets: string[]) => ({ known: true, soundDisks: new Set(targets) })
