@@ -227,6 +227,33 @@ Napi::Value zstdCompress(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value zstdPieces(const Napi::CallbackInfo& info) {
+  const Arg bytes_arg = argAt(info, 0, "bytes");
+  const Arg options = argAt(info, 2, "options");
+  const Arg out_arg = fieldOf(options, "out");
+  const Bytes bytes = toBytes(bytes_arg);
+  const MutableBytes out = toBytes(out_arg);
+  if (out.size() != bytes.size()) throwType(out_arg, "as long as the bytes");
+  std::vector<Span> spans = toSpans(argAt(info, 1, "spans"), bytes.size());
+  const int level = static_cast<int>(toInteger(fieldOf(options, "level"), 1, kMaxZstdLevel));
+
+  return Task<std::vector<uint32_t>>::run(
+      info.Env(), {toObject(bytes_arg), toObject(out_arg)},
+      [bytes, out, level, spans = std::move(spans)] {
+        std::vector<uint32_t> lengths;
+        lengths.reserve(spans.size());
+        for (const Span& span : spans) {
+          // One byte less than the piece: what does not shrink is not wanted.
+          const size_t room = span.length == 0 ? 0 : span.length - 1;
+          const Bytes plain = bytes.subspan(span.offset, span.length);
+          const auto length = zstdCompressInto(out.subspan(span.offset, room), plain, level);
+          lengths.push_back(static_cast<uint32_t>(length.value_or(0)));
+        }
+        return lengths;
+      },
+      [](Napi::Env env, std::vector<uint32_t>& lengths) -> Napi::Value { return copyUint32s(env, lengths); });
+}
+
 Napi::Value zstdDecompress(const Napi::CallbackInfo& info) {
   const Bytes frame = toBytes(argAt(info, 0, "bytes"));
   const auto length = static_cast<size_t>(toInteger(argAt(info, 1, "plainLength"), 0, kMaxUint32));
@@ -251,6 +278,7 @@ void initCodec(Napi::Env env, Napi::Object exports) {
   exports.Set("scanRecords", Napi::Function::New(env, scanRecords, "scanRecords"));
   exports.Set("crc32c", Napi::Function::New(env, crc32cOf, "crc32c"));
   exports.Set("zstdCompress", Napi::Function::New(env, zstdCompress, "zstdCompress"));
+  exports.Set("zstdPieces", Napi::Function::New(env, zstdPieces, "zstdPieces"));
   exports.Set("zstdDecompress", Napi::Function::New(env, zstdDecompress, "zstdDecompress"));
 }
 

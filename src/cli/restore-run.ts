@@ -5,6 +5,7 @@ import { BackupError } from '../base/errors.js'
 import type { DomainRestore, PreparedDomain } from '../jobs/restore-domain.js'
 import type { MeasuredDisk, RestoreJob, RestoreResult } from '../jobs/restore-job.js'
 import type { RestoreDestination, RestorePlan } from '../jobs/restore-plan.js'
+import type { LocalImages } from '../image/local-images.js'
 import type { FileOwner } from '../image/image-writer.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
@@ -156,6 +157,7 @@ class RestoreWork {
   readonly #machine: Machine | undefined
   readonly #wishes: RestoreWishes
   #job: RestoreJob | undefined
+  #images: LocalImages | undefined
   #domains: DomainRestore | undefined
   #owner: FileOwner | undefined
   #poolPath: string | undefined
@@ -173,6 +175,7 @@ class RestoreWork {
   async prepare(): Promise<this> {
     const { destination, images: wanted, domain } = this.#wishes
     const images = await makeImages()
+    this.#images = images
     const pace = new Paces(this.#session.clock).ofRestore(this.#wishes.bwlimit, await findTarget(this.#session))
     this.#job = makeRestoreJob(this.#session, { store: this.#store, images, pace })
     if (domain !== undefined && this.#machine !== undefined) {
@@ -194,6 +197,7 @@ class RestoreWork {
       force: this.#wishes.force,
       onDamage: this.#wishes.onDamage,
     })
+    for (const { spec } of plan.disks) this.#images?.check(spec)
     const prepared = await this.#prepareDomain(plan)
     if (this.#job === undefined) throw new Error('bug: restore() before prepare()')
     if (this.#wishes.dryRun) {

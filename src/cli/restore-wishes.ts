@@ -1,6 +1,6 @@
 import { BackupError } from '../base/errors.js'
 import type { ImageFormat, Preallocation } from '../image/image-writer.js'
-import type { ExistingPlace } from '../jobs/restore-plan.js'
+import type { ExistingPlace, Qcow2Wishes } from '../jobs/restore-plan.js'
 import type { RestoredNetwork } from '../libvirt/restore-xml.js'
 import { parseSize } from '../model/size.js'
 
@@ -19,6 +19,9 @@ export interface RestoreFlags {
   readonly 'cluster-size'?: string | undefined
   readonly compat?: string | undefined
   readonly 'lazy-refcounts'?: boolean | undefined
+  readonly 'extended-l2'?: boolean | undefined
+  readonly compression?: 'none' | 'zlib' | 'zstd' | 'original' | undefined
+  readonly 'data-file'?: boolean | undefined
   readonly owner?: string | undefined
   readonly mode?: string | undefined
   readonly force?: boolean | undefined
@@ -67,11 +70,7 @@ export interface WantedImages {
   readonly preallocation: Preallocation | undefined
   readonly owner: string | undefined
   readonly mode: number | undefined
-  readonly qcow2: {
-    readonly clusterSize: number | undefined
-    readonly compat: string | undefined
-    readonly lazyRefcounts: boolean | undefined
-  }
+  readonly qcow2: Qcow2Wishes
 }
 
 export interface WantedDomain {
@@ -145,6 +144,9 @@ const NOT_IN_PLACE: ReadonlySet<string> = new Set([
   'cluster-size',
   'compat',
   'lazy-refcounts',
+  'extended-l2',
+  'compression',
+  'data-file',
   'owner',
   'mode',
   'allow-damaged',
@@ -188,10 +190,11 @@ function diskPlace(text: string, make: (where: string) => ExistingPlace): Wanted
 
 function imagesOf(flags: RestoreFlags, destination: WantedPlace): WantedImages {
   const isFiles = destination.kind === 'directory' || destination.kind === 'pool'
-  const qcow2 = flags['cluster-size'] ?? flags.compat ?? flags['lazy-refcounts']
+  const qcow2 = QCOW2_FLAGS.find(name => flags[name] !== undefined)
   const file = qcow2 ?? flags.preallocate ?? flags.owner ?? flags.mode
   if (!isFiles && file !== undefined) throw usage('options of image files need --to or --to-pool')
-  if (flags.format === 'raw' && qcow2 !== undefined) throw usage('a raw image has no options of qcow2')
+  if (flags.format === 'raw' && qcow2 !== undefined) throw usage(`--${qcow2} is an option of qcow2, not of raw images`)
+  refuseQcow2(flags)
   return {
     format: flags.format,
     preallocation: flags.sparse === true ? 'off' : flags.preallocate,
@@ -201,8 +204,39 @@ function imagesOf(flags: RestoreFlags, destination: WantedPlace): WantedImages {
       clusterSize: flags['cluster-size'] === undefined ? undefined : parseSize(flags['cluster-size']),
       compat: flags.compat,
       lazyRefcounts: flags['lazy-refcounts'],
+      extendedL2: flags['extended-l2'],
+      compression: flags.compression,
+      dataFile: flags['data-file'],
     },
   }
+}
+
+const QCOW2_FLAGS = ['cluster-size', 'compat', 'lazy-refcounts', 'extended-l2', 'compression', 'data-file'] as const
+
+/** What can be said without the original; the rest is for the image to refuse. */
+function refuseQcow2(flags: RestoreFlags): void {
+  const isCompressed = flags.compression !== undefined && flags.compression !== 'none'
+  const isPreallocated = flags.preallocate !== undefined && flags.preallocate !== 'off'
+  if (flags.compat === '0.10') {
+    const newer = flags.compression === 'zstd' ? '--compression zstd' : newerFlag(flags)
+    if (newer !== undefined) throw usage(`${newer} needs --compat 1.1`, ['leave out --compat 0.10'])
+  }
+  if (isCompressed && flags['data-file'] === true) {
+    throw usage('--compression and --data-file exclude each other: a data file is raw')
+  }
+  if (isCompressed && isPreallocated) {
+    throw usage('--compression and --preallocate exclude each other', [
+      'how much room a compressed cluster takes is known only when it is written',
+    ])
+  }
+  if (flags.format === 'raw' && flags.preallocate === 'metadata') {
+    throw usage('a raw image has no metadata to preallocate', ['--preallocate falloc reserves its space'])
+  }
+}
+
+function newerFlag(flags: RestoreFlags): string | undefined {
+  const name = (['lazy-refcounts', 'extended-l2', 'data-file'] as const).find(one => flags[one] === true)
+  return name === undefined ? undefined : `--${name}`
 }
 
 function parseMode(text: string): number {

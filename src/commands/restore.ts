@@ -29,6 +29,10 @@ export default class RestoreCommand extends BaseCommand {
       description: 'One disk of one point, raw and sparse',
     },
     {
+      command: '<%= config.bin %> restore web01@latest --to /srv/archive --compression zstd',
+      description: 'As small images, to be kept or sent away',
+    },
+    {
       command: '<%= config.bin %> restore @3f9c2a1 --to-device vda=/dev/vg/web01 --to-device vdb=/dev/vg/data',
       description: 'Onto logical volumes',
     },
@@ -76,8 +80,8 @@ export default class RestoreCommand extends BaseCommand {
     format: Flags.option({ summary: 'of the images', options: ['qcow2', 'raw'] as const, default: 'qcow2' })(),
     sparse: Flags.boolean({ summary: 'images take room for data alone (default)', exclusive: ['preallocate'] }),
     preallocate: Flags.option({
-      summary: 'reserve or fill all space of the images',
-      options: ['off', 'metadata', 'full'] as const,
+      summary: 'tables for all of the disk, all space reserved, or all of it written',
+      options: ['off', 'metadata', 'falloc', 'full'] as const,
     })(),
     'cluster-size': Flags.string({ summary: 'of qcow2 images; as the original by default', helpValue: '64KiB' }),
     compat: Flags.option({
@@ -85,6 +89,15 @@ export default class RestoreCommand extends BaseCommand {
       options: ['0.10', '1.1'] as const,
     })(),
     'lazy-refcounts': Flags.boolean({ summary: 'of qcow2 images; as the original by default', allowNo: true }),
+    'extended-l2': Flags.boolean({
+      summary: 'subclusters in qcow2 images; as the original by default',
+      allowNo: true,
+    }),
+    compression: Flags.option({
+      summary: 'of the clusters of qcow2 images; original: by the method that its header names',
+      options: ['none', 'zlib', 'zstd', 'original'] as const,
+    })(),
+    'data-file': Flags.boolean({ summary: 'data of qcow2 images in a raw file beside them' }),
     owner: Flags.string({ summary: 'of the images; libvirt gives them to QEMU at start', helpValue: 'USER[:GROUP]' }),
     mode: Flags.string({ summary: 'permissions of the images (0600)', helpValue: '0640' }),
     force: Flags.boolean({ summary: 'replace images that are there, overwrite devices that hold something' }),

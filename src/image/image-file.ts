@@ -3,6 +3,7 @@ import { constants } from 'node:fs'
 import { type FileHandle, link, lstat, open, rename, unlink } from 'node:fs/promises'
 import { basename, dirname, extname, join } from 'node:path'
 
+import { throwIfAborted } from '../base/async.js'
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
 import { native } from '../native/binding.js'
@@ -34,6 +35,7 @@ export class ImageFile implements AsyncDisposable {
   #writingBack = false
   #writeBackDone: Promise<void> = Promise.resolve()
   #failure: BackupError | undefined
+  #preparedBytes: number | undefined
 
   private constructor(options: ImageFileOptions, temporary: string, handle: FileHandle) {
     this.#path = options.path
@@ -95,10 +97,15 @@ export class ImageFile implements AsyncDisposable {
       await native().fallocate(this.#file.fd, 'reserve', 0, length)
     } catch (error) {
       if (errorCodeOf(error) !== 'E_UNSUPPORTED') throw this.#named(error)
-      for (let at = 0; at < length; at += ZERO_BYTES.length) {
-        signal.throwIfAborted()
-        await this.write(ZERO_BYTES.subarray(0, Math.min(ZERO_BYTES.length, length - at)), at)
-      }
+      await this.fillZeros(0, length, signal)
+    }
+  }
+
+  /** Writes zeros, so that the range takes its room on the file system. */
+  async fillZeros(offset: number, length: number, signal: AbortSignal): Promise<void> {
+    for (let done = 0; done < length; done += ZERO_BYTES.length) {
+      throwIfAborted(signal)
+      await this.write(ZERO_BYTES.subarray(0, Math.min(ZERO_BYTES.length, length - done)), offset + done)
     }
   }
 
@@ -140,8 +147,9 @@ export class ImageFile implements AsyncDisposable {
     await this.#naming(this.#file.datasync())
   }
 
-  /** Owner, mode, fsync, final name, fsync of the directory. Rejects with E_EXISTS, E_IO, E_NO_SPACE. */
-  async commit(): Promise<number> {
+  /** Owner, mode, fsync: all of commit() but the name. Resolves to the file's length. Rejects with E_IO, E_NO_SPACE. */
+  async prepare(): Promise<number> {
+    if (this.#preparedBytes !== undefined) return this.#preparedBytes
     const file = this.#file
     await this.#writeBackSettled()
     const { owner, mode } = this.#options
@@ -149,11 +157,24 @@ export class ImageFile implements AsyncDisposable {
     if (mode !== undefined) await this.#naming(file.chmod(mode))
     await this.#naming(file.sync())
     const { size } = await file.stat()
+    this.#preparedBytes = size
+    return size
+  }
+
+  /** What is not prepared() yet, then final name, fsync of the directory. Rejects with E_EXISTS, E_IO, E_NO_SPACE. */
+  async commit(): Promise<number> {
+    const size = await this.prepare()
+    const file = this.#file
     await this.#takeName()
     this.#handle = undefined
     await file.close()
     await syncDirectory(dirname(this.path))
     return size
+  }
+
+  /** Takes the final name back, where commit() did not replace anything under it. */
+  async withdraw(): Promise<void> {
+    if (this.#options.force !== true) await this.#naming(unlink(this.path))
   }
 
   /** Removes the temporary; after commit() nothing. */

@@ -57,8 +57,11 @@ export interface ImageOutcome {
 
 export type ImageFormat = 'qcow2' | 'raw'
 
-/** off: allocate what is written. metadata: tables for the whole disk, file sparse. full: every byte reserved on the file system. */
-export type Preallocation = 'off' | 'metadata' | 'full'
+/**
+ * off: allocate what is written. metadata: tables for the whole disk, file
+ * sparse. falloc: every byte reserved on the file system. full: every byte written.
+ */
+export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full'
 
 export interface FileOwner {
   readonly uid: number

@@ -2,10 +2,11 @@ import type { Writable } from 'node:stream'
 
 import { BlockDeviceWriter } from './block-device.js'
 import { ExportImage, type WritableExport } from './export-image.js'
+import { CompressedQcow2Writer } from './compressed-qcow2.js'
 import type { ImageFactory, ImageSpec, SideFile, SideFileSpec } from './image-factory.js'
 import { ImageFile } from './image-file.js'
 import type { ImageWriter } from './image-writer.js'
-import { Qcow2Writer } from './qcow2.js'
+import { checkQcow2, Qcow2Writer } from './qcow2.js'
 import { RawWriter } from './raw.js'
 import { StreamImage } from './stream-image.js'
 
@@ -24,10 +25,17 @@ export class LocalImages implements ImageFactory {
     this.#parts = parts
   }
 
+  /** Throws E_UNSUPPORTED for an image that cannot be, before anything is touched. */
+  check(spec: ImageSpec): void {
+    if (spec.kind === 'qcow2') checkQcow2(spec)
+  }
+
   async create(spec: ImageSpec, signal: AbortSignal): Promise<ImageWriter> {
     switch (spec.kind) {
       case 'qcow2':
-        return await Qcow2Writer.create(spec, signal)
+        return (spec.compression ?? 'none') === 'none'
+          ? await Qcow2Writer.create(spec, signal)
+          : await CompressedQcow2Writer.create(spec)
       case 'raw':
         return await RawWriter.create(spec, signal)
       case 'device':

@@ -20,13 +20,23 @@ const MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 /** Bit 63 of L1 and L2 entries: refcount is exactly one. In the high half. */
 const COPIED_HIGH = 0x80000000
 /** Bit 62 of an L2 entry, in the high half. */
-export const COMPRESSED_HIGH = 0x40000000
+const COMPRESSED_HIGH = 0x40000000
 /** Bit 0 of a standard cluster descriptor: the cluster reads as zeros. */
 const ZERO_FLAG = 1n
 
+const INCOMPATIBLE_EXTERNAL_DATA_FILE = 1n << 2n
 const INCOMPATIBLE_COMPRESSION_TYPE = 1n << 3n
 const INCOMPATIBLE_EXTENDED_L2 = 1n << 4n
 const COMPATIBLE_LAZY_REFCOUNTS = 1n
+/** The data file alone, read as raw, is the disk. */
+const AUTOCLEAR_RAW_EXTERNAL_DATA = 1n << 1n
+/** "DATA", section "Header extensions". */
+const EXTENSION_DATA_FILE = 0x44415441
+/** Room for the header and its extensions, within the first cluster. */
+const MAX_HEADER_BYTES = 8192
+
+/** What clusters are stored with; QEMU writes none of its own while a guest runs. */
+export type Qcow2Compression = 'none' | 'zlib' | 'zstd'
 
 export interface Qcow2Geometry {
   readonly size: number
@@ -35,7 +45,9 @@ export interface Qcow2Geometry {
   readonly version: 2 | 3
   readonly extendedL2: boolean
   readonly lazyRefcounts: boolean
-  readonly compression: 'none' | 'zlib' | 'zstd'
+  readonly compression: Qcow2Compression
+  /** Absolute path of a raw file with the data; undefined where the image holds it. */
+  readonly dataFile: string | undefined
   readonly clusters: number
   readonly l2EntryBytes: number
   /** Guest clusters that one L2 table maps. */
@@ -51,8 +63,10 @@ export interface Qcow2Shape {
   readonly compat?: string | undefined
   readonly lazyRefcounts?: boolean | undefined
   readonly extendedL2?: boolean | undefined
-  /** Store clusters compressed. */
-  readonly compression?: 'none' | 'zlib' | 'zstd' | undefined
+  /** Store clusters compressed, where they shrink. */
+  readonly compression?: Qcow2Compression | undefined
+  /** Absolute path: data goes to this file, raw, and the image holds only tables. */
+  readonly dataFile?: string | undefined
 }
 
 /** Rejects (throws E_UNSUPPORTED) what the format or QEMU's limits do not allow. */
@@ -66,8 +80,18 @@ export function qcow2Geometry(shape: Qcow2Shape): Qcow2Geometry {
   if (!Number.isInteger(clusterBits) || clusterBits < 9 || clusterBits > 21) {
     throw unsupported(`a cluster size of ${clusterSize}`, 'It is a power of two between 512 B and 2 MiB.')
   }
-  if (version === 2 && (lazyRefcounts || extendedL2 || compression === 'zstd')) {
-    throw unsupported('lazy refcounts, extended L2 entries or zstd with compat 0.10', 'They need compat 1.1.')
+  const { dataFile } = shape
+  if (version === 2) {
+    const [newer] = [
+      ...(lazyRefcounts ? ['lazy refcounts'] : []),
+      ...(extendedL2 ? ['extended L2 entries'] : []),
+      ...(compression === 'zstd' ? ['clusters compressed with zstd'] : []),
+      ...(dataFile === undefined ? [] : ['a separate data file']),
+    ]
+    if (newer !== undefined) throw unsupported(`${newer} with compat 0.10`, 'They came with compat 1.1.')
+  }
+  if (dataFile !== undefined && compression !== 'none') {
+    throw unsupported('compressed clusters in a separate data file', 'A data file is raw.')
   }
   if (extendedL2 && clusterBits < 14) {
     throw unsupported('extended L2 entries with clusters below 16 KiB', 'Ask for a cluster size of 16 KiB or more.')
@@ -81,6 +105,9 @@ export function qcow2Geometry(shape: Qcow2Shape): Qcow2Geometry {
   if (l1Entries * 8 > MAX_L1_BYTES) {
     throw unsupported(`a disk of ${size} bytes with clusters of ${clusterSize}`, 'Ask for a larger cluster size.')
   }
+  if (dataFile !== undefined && headerBytesWith(dataFile) > Math.min(clusterSize, MAX_HEADER_BYTES)) {
+    throw unsupported(`a data file with a path as long as ${dataFile}`, 'The path must fit into the first cluster.')
+  }
   return {
     size,
     clusterSize,
@@ -89,6 +116,7 @@ export function qcow2Geometry(shape: Qcow2Shape): Qcow2Geometry {
     extendedL2,
     lazyRefcounts,
     compression,
+    dataFile,
     clusters,
     l2EntryBytes,
     l2Entries,
@@ -117,7 +145,7 @@ export interface Qcow2Places {
 export function encodeHeader(geometry: Qcow2Geometry, places: Qcow2Places): Uint8Array {
   const isV3 = geometry.version === 3
   // Zeros behind the header end the list of header extensions.
-  const bytes = new Uint8Array(Math.min(geometry.clusterSize, 4096))
+  const bytes = new Uint8Array(Math.min(geometry.clusterSize, MAX_HEADER_BYTES))
   const view = new DataView(bytes.buffer)
   view.setUint32(0, MAGIC)
   view.setUint32(4, geometry.version)
@@ -131,13 +159,28 @@ export function encodeHeader(geometry: Qcow2Geometry, places: Qcow2Places): Uint
   const zstd = geometry.compression === 'zstd'
   view.setBigUint64(
     72,
-    (zstd ? INCOMPATIBLE_COMPRESSION_TYPE : 0n) | (geometry.extendedL2 ? INCOMPATIBLE_EXTENDED_L2 : 0n),
+    (zstd ? INCOMPATIBLE_COMPRESSION_TYPE : 0n) |
+      (geometry.extendedL2 ? INCOMPATIBLE_EXTENDED_L2 : 0n) |
+      (geometry.dataFile === undefined ? 0n : INCOMPATIBLE_EXTERNAL_DATA_FILE),
   )
   view.setBigUint64(80, geometry.lazyRefcounts ? COMPATIBLE_LAZY_REFCOUNTS : 0n)
   view.setUint32(96, REFCOUNT_ORDER)
   view.setUint32(100, V3_HEADER_BYTES)
   view.setUint8(104, zstd ? 1 : 0)
+  if (geometry.dataFile !== undefined) {
+    const name = new TextEncoder().encode(geometry.dataFile)
+    view.setBigUint64(88, AUTOCLEAR_RAW_EXTERNAL_DATA)
+    view.setUint32(V3_HEADER_BYTES, EXTENSION_DATA_FILE)
+    view.setUint32(V3_HEADER_BYTES + 4, name.length)
+    bytes.set(name, V3_HEADER_BYTES + 8)
+  }
   return bytes
+}
+
+/** With the extension that names the data file (which may be marked as damaged later), padded, and the one that ends the list. */
+function headerBytesWith(dataFile: string): number {
+  const length = new TextEncoder().encode(dataFile).length + '.damaged'.length
+  return V3_HEADER_BYTES + 8 + Math.ceil(length / 8) * 8 + 8
 }
 
 export const QCOW2_HEADER_BYTES = { v2: V2_HEADER_BYTES, v3: V3_HEADER_BYTES } as const
@@ -146,6 +189,21 @@ export const QCOW2_HEADER_BYTES = { v2: V2_HEADER_BYTES, v3: V3_HEADER_BYTES } a
 export function putEntry(table: DataView, at: number, offset: number): void {
   table.setUint32(at, (COPIED_HIGH | Math.floor(offset / 2 ** 32)) >>> 0)
   table.setUint32(at + 4, offset % 2 ** 32)
+}
+
+/**
+ * Section "Cluster mapping", compressed cluster descriptor: where `length`
+ * bytes are, at any byte of the file. Subclusters have no bits then.
+ */
+export function putCompressed(
+  table: DataView,
+  at: number,
+  data: { readonly offset: number; readonly length: number; readonly clusterBits: number },
+): void {
+  const { offset, length, clusterBits } = data
+  const moreSectors = Math.floor((offset + length - 1) / 512) - Math.floor(offset / 512)
+  const shift = BigInt(62 - (clusterBits - 8))
+  table.setBigUint64(at, (BigInt(COMPRESSED_HIGH) << 32n) | (BigInt(moreSectors) << shift) | BigInt(offset))
 }
 
 /** Section "Extended L2 Entries": all 32 subclusters allocated. */
@@ -160,22 +218,26 @@ export function putZeroCluster(table: DataView, at: number, extendedL2: boolean)
 }
 
 export interface RefcountPlan {
+  /** All of them. */
   readonly blocks: number
   readonly tableClusters: number
   /** Clusters of the whole file. */
   readonly total: number
 }
 
-/** Section "Host cluster management": how many refcount blocks a file of `used` clusters needs when they come after it. */
-export function planRefcounts(geometry: Qcow2Geometry, used: number): RefcountPlan {
+/**
+ * Section "Host cluster management": how many refcount blocks a file of `used`
+ * clusters needs when they come after it, but for the first `placed`, which are within.
+ */
+export function planRefcounts(geometry: Qcow2Geometry, used: number, placed = 0): RefcountPlan {
   const perBlock = geometry.clusterSize / REFCOUNT_BYTES
   const perTableCluster = geometry.clusterSize / 8
-  let blocks = 0
+  let blocks = placed
   let tableClusters = 0
   // Blocks count themselves and the table: grow until they cover.
   for (;;) {
-    const total = used + blocks + tableClusters
-    const neededBlocks = Math.ceil(total / perBlock)
+    const total = used + blocks - placed + tableClusters
+    const neededBlocks = Math.max(placed, Math.ceil(total / perBlock))
     const neededTable = Math.ceil(neededBlocks / perTableCluster)
     if (neededBlocks === blocks && neededTable === tableClusters) {
       if (tableClusters * geometry.clusterSize > MAX_REFCOUNT_TABLE_BYTES) {

@@ -13,9 +13,10 @@ import {
   type Qcow2Shape,
   qcow2Geometry,
 } from './qcow2-layout.js'
+import { MappingTables, type PlacedTables } from './qcow2-tables.js'
 
 /** Finished L2 tables are written in batches of about this size, between the data. */
-const TABLE_BATCH_BYTES = 1 << 20
+export const TABLE_BATCH_BYTES = 1 << 20
 /** Refcounts and preallocated tables are generated and written in pieces of this size. */
 const METADATA_STEP_BYTES = 4 << 20
 
@@ -44,23 +45,25 @@ interface HostWrite {
  * and the L1 table (256 KiB for 16 TiB at 64 KiB clusters).
  *
  * With preallocation the host offset of a guest byte is fixed (header + guest
- * offset) and the tables come behind the data.
+ * offset) and the tables come behind the data. With a data file it is the guest
+ * offset itself: that file is the raw disk, this one holds tables alone, for the
+ * whole disk, since "raw" promises that they say nothing that the file does not.
  *
  * Without its header the file is not an image: what is interrupted never opens.
  */
 export class Qcow2Writer implements ImageWriter {
   readonly size: number
-  readonly startsZeroed = true
+  readonly startsZeroed: boolean
   readonly #file: ImageFile
+  readonly #dataFile: ImageFile | undefined
   readonly #geometry: Qcow2Geometry
-  readonly #l1: DataView
+  readonly #tables: MappingTables
   readonly #explicitZeros: boolean
-  readonly #preallocated: boolean
+  /** Where the first guest byte is, when all have a fixed place. */
+  readonly #base: number
+  readonly #isFixed: boolean
   /** First free byte of the file, a multiple of the cluster size. */
   #next: number
-  /** L2 table that is being filled. */
-  #table: { readonly index: number; readonly view: DataView } | undefined
-  #finished: { readonly index: number; readonly bytes: Uint8Array }[] = []
   /** The guest cluster allocated last; a later piece may continue in it. */
   #last = { cluster: -1, host: 0 }
   /** No piece may start below. */
@@ -68,40 +71,43 @@ export class Qcow2Writer implements ImageWriter {
   #dataBytes = 0
   #broken = false
 
-  private constructor(file: ImageFile, geometry: Qcow2Geometry, options: Qcow2Options) {
+  private constructor(files: OpenFiles, geometry: Qcow2Geometry, options: Qcow2Options) {
     this.size = options.size
-    this.#file = file
+    this.startsZeroed = options.preallocation !== 'full'
+    this.#file = files.image
+    this.#dataFile = files.data
     this.#geometry = geometry
     this.#explicitZeros = options.explicitZeros === true
-    this.#preallocated = (options.preallocation ?? 'off') !== 'off'
-    this.#l1 = new DataView(new ArrayBuffer(geometry.l1Entries * 8))
-    this.#next = geometry.clusterSize + (this.#preallocated ? geometry.clusters * geometry.clusterSize : 0)
+    this.#isFixed = isFixed(options)
+    this.#tables = new MappingTables(geometry)
+    this.#base = files.data === undefined ? geometry.clusterSize : 0
+    const isHere = this.#isFixed && files.data === undefined
+    this.#next = geometry.clusterSize + (isHere ? geometry.clusters * geometry.clusterSize : 0)
   }
 
   /**
-   * Creates the temporary file. Rejects with E_UNSUPPORTED for a shape that
+   * Creates the temporary files. Rejects with E_UNSUPPORTED for a shape that
    * qcow2 or QEMU's limits do not allow, E_EXISTS, E_REFUSED, E_NO_SPACE, E_IO.
    */
   static async create(options: Qcow2Options, signal: AbortSignal): Promise<Qcow2Writer> {
-    const geometry = qcow2Geometry(options)
-    if (geometry.compression !== 'none') {
-      throw new BackupError('E_UNSUPPORTED', 'writing compressed qcow2 clusters is not supported', {
-        hints: [`Compress the finished image: qemu-img convert -c -O qcow2 ${options.path} COMPRESSED.qcow2`],
-      })
-    }
-    if (options.explicitZeros === true && geometry.version === 2) {
-      throw new BackupError('E_UNSUPPORTED', 'a qcow2 image with compat 0.10 has no explicit zero clusters')
-    }
-    const file = await ImageFile.create(options)
+    const geometry = checkQcow2(options)
+    invariant(geometry.compression === 'none', 'compressed clusters have a writer of their own')
+    const image = await ImageFile.create(options)
+    let data: ImageFile | undefined
     try {
-      if (options.preallocation === 'full') {
-        await file.reserve(geometry.clusterSize * (1 + geometry.clusters), signal)
+      if (geometry.dataFile !== undefined) data = await ImageFile.create({ ...options, path: geometry.dataFile })
+      // Every host cluster has its place before the first byte comes.
+      const bytes = data === undefined ? geometry.clusterSize * (1 + geometry.clusters) : geometry.size
+      if (options.preallocation === 'falloc' || options.preallocation === 'full') {
+        await (data ?? image).reserve(bytes, signal)
       }
+      await data?.truncate(geometry.size)
     } catch (error) {
-      await file[Symbol.asyncDispose]()
+      await data?.[Symbol.asyncDispose]()
+      await image[Symbol.asyncDispose]()
       throw error
     }
-    return new Qcow2Writer(file, geometry, options)
+    return new Qcow2Writer({ image, data }, geometry, options)
   }
 
   get name(): string {
@@ -116,7 +122,7 @@ export class Qcow2Writer implements ImageWriter {
     try {
       for (const { position, start, length } of writes) {
         throwIfAborted(signal)
-        await this.#file.write(bytes.subarray(start, start + length), position)
+        await (this.#dataFile ?? this.#file).write(bytes.subarray(start, start + length), position)
       }
       if (tables !== undefined) await this.#file.write(tables.bytes, tables.position)
     } catch (error) {
@@ -125,48 +131,68 @@ export class Qcow2Writer implements ImageWriter {
     }
   }
 
-  zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
+  async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
     throwIfAborted(signal)
     this.#advance({ offset, length })
-    if (!this.#explicitZeros || this.#preallocated) return Promise.resolve()
-    const { clusterSize, clusters, l2Entries, l2EntryBytes, extendedL2 } = this.#geometry
+    if (!this.startsZeroed) await (this.#dataFile ?? this.#file).fillZeros(this.#base + offset, length, signal)
+    if (!this.#explicitZeros || this.#isFixed) return
+    const { clusterSize, clusters, extendedL2 } = this.#geometry
     const end = offset + length === this.size ? clusters : Math.floor((offset + length) / clusterSize)
     for (let cluster = Math.ceil(offset / clusterSize); cluster < end; cluster++) {
-      const table = this.#tableOf(cluster)
-      putZeroCluster(table, (cluster % l2Entries) * l2EntryBytes, extendedL2)
+      const { view, at } = this.#tables.entryOf(cluster)
+      putZeroCluster(view, at, extendedL2)
     }
     const tables = this.#takeTables(TABLE_BATCH_BYTES)
-    return tables === undefined ? Promise.resolve() : this.#file.write(tables.bytes, tables.position)
+    if (tables !== undefined) await this.#file.write(tables.bytes, tables.position)
   }
 
-  markDamaged(): Promise<void> {
-    return this.#file.markDamaged()
+  async markDamaged(): Promise<void> {
+    await this.#file.markDamaged()
+    await this.#dataFile?.markDamaged()
   }
 
   async commit(signal: AbortSignal): Promise<ImageOutcome> {
     invariant(!this.#broken, 'a qcow2 image is committed after a failed write')
     throwIfAborted(signal)
-    if (this.#preallocated) await this.#writeIdentityTables(signal)
+    if (this.#isFixed) await this.#writeIdentityTables(signal)
     else await this.#writeLastTables()
 
     const { clusterSize } = this.#geometry
     const l1Table = this.#next
-    await this.#file.write(new Uint8Array(this.#l1.buffer), l1Table)
-    const refcountTable = l1Table + roundUp(this.#l1.byteLength, clusterSize)
+    const l1 = this.#tables.l1Bytes
+    await this.#file.write(l1, l1Table)
+    const refcountTable = l1Table + roundUp(l1.length, clusterSize)
     const plan = planRefcounts(this.#geometry, refcountTable / clusterSize)
     await this.#writeRefcounts(refcountTable, plan, signal)
     await this.#file.truncate(plan.total * clusterSize)
     // The magic must not reach the disk before what it promises.
     await this.#file.sync()
     await this.#file.write(
-      encodeHeader(this.#geometry, { l1Table, refcountTable, refcountTableClusters: plan.tableClusters }),
+      encodeHeader(
+        { ...this.#geometry, dataFile: this.#dataFile?.path },
+        { l1Table, refcountTable, refcountTableClusters: plan.tableClusters },
+      ),
       0,
     )
-    return { dataBytes: this.#dataBytes, fileBytes: await this.#file.commit() }
+    const dataFileBytes = (await this.#dataFile?.prepare()) ?? 0
+    const imageBytes = await this.#file.prepare()
+    // The image names the data file, so that one is there first.
+    await this.#dataFile?.commit()
+    try {
+      await this.#file.commit()
+    } catch (error) {
+      await this.#dataFile?.withdraw()
+      throw error
+    }
+    return { dataBytes: this.#dataBytes, fileBytes: imageBytes + dataFileBytes }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#file[Symbol.asyncDispose]()
+    try {
+      await this.#dataFile?.[Symbol.asyncDispose]()
+    } finally {
+      await this.#file[Symbol.asyncDispose]()
+    }
   }
 
   #advance(piece: ImagePiece): void {
@@ -184,7 +210,7 @@ export class Qcow2Writer implements ImageWriter {
     for (const piece of pieces) {
       this.#advance(piece)
       invariant(piece.length <= available - start, 'image pieces hold more than the bytes given')
-      if (this.#preallocated) addWrite(writes, this.#geometry.clusterSize + piece.offset, start, piece.length)
+      if (this.#isFixed) addWrite(writes, this.#base + piece.offset, start, piece.length)
       else this.#placePiece(piece, start, writes)
       start += piece.length
     }
@@ -207,51 +233,25 @@ export class Qcow2Writer implements ImageWriter {
   /** Host offset of a guest cluster, allocated if it is not the one allocated last. */
   #hostOf(cluster: number): number {
     if (cluster === this.#last.cluster) return this.#last.host
-    const { clusterSize, l2Entries, l2EntryBytes, extendedL2 } = this.#geometry
+    const { clusterSize, extendedL2 } = this.#geometry
     const host = this.#next
     this.#next += clusterSize
-    const table = this.#tableOf(cluster)
-    const at = (cluster % l2Entries) * l2EntryBytes
-    putEntry(table, at, host)
-    if (extendedL2) putAllSubclusters(table, at)
+    const { view, at } = this.#tables.entryOf(cluster)
+    putEntry(view, at, host)
+    if (extendedL2) putAllSubclusters(view, at)
     this.#last = { cluster, host }
     return host
   }
 
-  #tableOf(cluster: number): DataView {
-    const index = Math.floor(cluster / this.#geometry.l2Entries)
-    if (this.#table?.index !== index) {
-      this.#finishTable()
-      this.#table = { index, view: new DataView(new ArrayBuffer(this.#geometry.clusterSize)) }
-    }
-    return this.#table.view
-  }
-
-  #finishTable(): void {
-    const table = this.#table
-    if (table === undefined) return
-    this.#finished.push({ index: table.index, bytes: new Uint8Array(table.view.buffer) })
-    this.#table = undefined
-  }
-
-  /** Finished tables side by side with their place in the file, once they fill `minimum` bytes. */
-  #takeTables(minimum: number): { readonly bytes: Uint8Array; readonly position: number } | undefined {
-    const { clusterSize } = this.#geometry
-    const tables = this.#finished
-    if (tables.length === 0 || tables.length * clusterSize < minimum) return undefined
-    const position = this.#next
-    const bytes = new Uint8Array(tables.length * clusterSize)
-    for (const [i, table] of tables.entries()) {
-      bytes.set(table.bytes, i * clusterSize)
-      putEntry(this.#l1, table.index * 8, position + i * clusterSize)
-    }
-    this.#next += bytes.length
-    this.#finished = []
-    return { bytes, position }
+  /** Finished tables with their place in the file, once they fill `minimum` bytes. */
+  #takeTables(minimum: number): PlacedTables | undefined {
+    const tables = this.#tables.take(minimum, this.#next)
+    this.#next += tables?.bytes.length ?? 0
+    return tables
   }
 
   async #writeLastTables(): Promise<void> {
-    this.#finishTable()
+    this.#tables.finish()
     const tables = this.#takeTables(1)
     if (tables !== undefined) await this.#file.write(tables.bytes, tables.position)
   }
@@ -266,10 +266,10 @@ export class Qcow2Writer implements ImageWriter {
       const view = new DataView(new ArrayBuffer(count * clusterSize))
       const end = Math.min(clusters, (first + count) * l2Entries)
       for (let cluster = first * l2Entries, at = 0; cluster < end; cluster++, at += l2EntryBytes) {
-        putEntry(view, at, (1 + cluster) * clusterSize)
+        putEntry(view, at, this.#base + cluster * clusterSize)
         if (extendedL2) putAllSubclusters(view, at)
       }
-      for (let i = 0; i < count; i++) putEntry(this.#l1, (first + i) * 8, this.#next + i * clusterSize)
+      for (let i = 0; i < count; i++) this.#tables.putL1(first + i, this.#next + i * clusterSize)
       await this.#file.write(new Uint8Array(view.buffer), this.#next)
       this.#next += view.byteLength
     }
@@ -290,6 +290,29 @@ export class Qcow2Writer implements ImageWriter {
       await this.#file.write(ones.subarray(0, Math.min(ones.length, plan.total * 2 - done)), blocks + done)
     }
   }
+}
+
+interface OpenFiles {
+  readonly image: ImageFile
+  readonly data: ImageFile | undefined
+}
+
+/** Throws E_UNSUPPORTED for options that no image can have. Touches nothing. */
+export function checkQcow2(options: Qcow2Options): Qcow2Geometry {
+  const geometry = qcow2Geometry(options)
+  if (options.explicitZeros === true && geometry.version === 2) {
+    throw new BackupError('E_UNSUPPORTED', 'a qcow2 image with compat 0.10 has no explicit zero clusters')
+  }
+  if (geometry.compression !== 'none' && (options.preallocation ?? 'off') !== 'off') {
+    throw new BackupError('E_UNSUPPORTED', 'a qcow2 image cannot be preallocated and compressed', {
+      why: 'How much room a compressed cluster takes is known only when it is written.',
+    })
+  }
+  return geometry
+}
+
+function isFixed({ preallocation, dataFile }: Qcow2Options): boolean {
+  return dataFile !== undefined || (preallocation ?? 'off') !== 'off'
 }
 
 function addWrite(writes: HostWrite[], position: number, start: number, length: number): void {

@@ -5,17 +5,19 @@ import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter } from './
 
 /**
  * A new raw image file: the disk's bytes at their own offsets, holes where
- * nothing is written. With preallocation every byte is reserved beforehand.
+ * nothing is written. With preallocation every byte is reserved beforehand,
+ * with 'full' written too.
  */
 export class RawWriter implements ImageWriter {
   readonly size: number
-  readonly startsZeroed = true
+  readonly startsZeroed: boolean
   readonly #file: ImageFile
   #dataBytes = 0
   #broken = false
 
   private constructor(file: ImageFile, options: ImageFileOptions) {
     this.size = options.size
+    this.startsZeroed = options.preallocation !== 'full'
     this.#file = file
   }
 
@@ -23,7 +25,7 @@ export class RawWriter implements ImageWriter {
   static async create(options: ImageFileOptions, signal: AbortSignal): Promise<RawWriter> {
     const file = await ImageFile.create(options)
     try {
-      if (options.preallocation !== undefined && options.preallocation !== 'off') {
+      if (options.preallocation === 'falloc' || options.preallocation === 'full') {
         await file.reserve(options.size, signal)
       }
       await file.truncate(options.size)
@@ -55,9 +57,10 @@ export class RawWriter implements ImageWriter {
     }
   }
 
-  zero(_offset: number, _length: number, signal: AbortSignal): Promise<void> {
+  async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
     throwIfAborted(signal)
-    return Promise.resolve()
+    invariant(offset <= this.size && length <= this.size - offset, 'a piece lies beyond the disk')
+    if (!this.startsZeroed) await this.#file.fillZeros(offset, length, signal)
   }
 
   markDamaged(): Promise<void> {

@@ -1,4 +1,4 @@
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 
 import { BackupError } from '../base/errors.js'
 import type { ImageSpec } from '../image/image-factory.js'
@@ -26,14 +26,19 @@ export interface DirectoryDestination {
   readonly preallocation?: Preallocation | undefined
   readonly owner?: FileOwner | undefined
   readonly mode?: number | undefined
-  /** Properties of qcow2 images; what is undefined is as in the original disk. */
-  readonly qcow2?: {
-    readonly clusterSize?: number | undefined
-    readonly compat?: string | undefined
-    readonly lazyRefcounts?: boolean | undefined
-    readonly extendedL2?: boolean | undefined
-    readonly compression?: 'none' | 'zlib' | 'zstd' | undefined
-  }
+  readonly qcow2?: Qcow2Wishes | undefined
+}
+
+/** Properties of qcow2 images; what is undefined is as in the original disk, but for the last two. */
+export interface Qcow2Wishes {
+  readonly clusterSize?: number | undefined
+  readonly compat?: string | undefined
+  readonly lazyRefcounts?: boolean | undefined
+  readonly extendedL2?: boolean | undefined
+  /** original: with the method that the original's header names; whether it had compressed clusters is not known. */
+  readonly compression?: 'none' | 'zlib' | 'zstd' | 'original' | undefined
+  /** Data in a raw file beside the image. */
+  readonly dataFile?: boolean | undefined
 }
 
 export type ExistingPlace =
@@ -83,7 +88,7 @@ export function planRestore(request: RestoreRequest): RestorePlan {
   const specs = specsOf(disks, { point, destination, force })
   return {
     point,
-    disks: disks.map((disk, i) => ({ disk, spec: at(specs, i), notes: notesOn(disk) })),
+    disks: disks.map((disk, i) => ({ disk, spec: at(specs, i), notes: notesOn(disk, at(specs, i)) })),
     files:
       destination.kind === 'directory' && destination.layout !== 'shared' ? planFiles(point, destination.path) : [],
     onDamage: request.onDamage,
@@ -130,19 +135,37 @@ function specsOf(disks: readonly PointDisk[], { point, destination, force }: Whe
 }
 
 function fileSpec(disk: PointDisk, name: string, to: DirectoryDestination & { readonly force: boolean }): ImageSpec {
-  const { size, source } = disk
-  const { force, preallocation, owner, mode, qcow2 } = to
+  const { size } = disk
+  const { force, preallocation, owner, mode } = to
   const file = { path: join(to.path, `${name}.${to.format}`), size, force, preallocation, owner, mode }
   if (to.format === 'raw') return { kind: 'raw', ...file }
+  const { dataFile, ...shape } = qcow2Shape(disk, to.qcow2 ?? {})
+  const dataPath = dataFile ? resolve(to.path, `${name}.data.raw`) : undefined
+  return { kind: 'qcow2', ...file, ...shape, dataFile: dataPath }
+}
+
+const OLD_COMPAT = '0.10'
+/** Extended L2 entries need clusters of this size. */
+const MIN_EXTENDED_CLUSTER_BYTES = 16 << 10
+
+/** What was asked for, and for the rest the original's properties, as far as they go with that. */
+function qcow2Shape({ source }: PointDisk, asked: Qcow2Wishes) {
   const original: Partial<DiskSource> = source.format === 'qcow2' ? source : {}
+  const dataFile = asked.dataFile === true
+  const compression =
+    asked.compression === 'original' ? (original.compressionType === 'zstd' ? 'zstd' : 'zlib') : asked.compression
+  const needsNew = asked.lazyRefcounts === true || asked.extendedL2 === true || dataFile || compression === 'zstd'
+  const compat = asked.compat ?? (needsNew ? undefined : original.compat)
+  const clusterSize = asked.clusterSize ?? original.clusterSize
+  const isOld = compat === OLD_COMPAT
+  const isSmall = clusterSize !== undefined && clusterSize < MIN_EXTENDED_CLUSTER_BYTES
   return {
-    kind: 'qcow2',
-    ...file,
-    clusterSize: qcow2?.clusterSize ?? original.clusterSize,
-    compat: qcow2?.compat ?? original.compat,
-    lazyRefcounts: qcow2?.lazyRefcounts ?? original.lazyRefcounts,
-    extendedL2: qcow2?.extendedL2 ?? original.extendedL2,
-    compression: qcow2?.compression,
+    clusterSize,
+    compat,
+    lazyRefcounts: asked.lazyRefcounts ?? (isOld ? undefined : original.lazyRefcounts),
+    extendedL2: asked.extendedL2 ?? (isOld || isSmall ? undefined : original.extendedL2),
+    compression,
+    dataFile,
   }
 }
 
@@ -176,15 +199,37 @@ function planFiles(point: RecoveryPoint, directory: string): readonly PlannedFil
   })
 }
 
-function notesOn({ source, size }: PointDisk): readonly string[] {
+function notesOn({ source, size }: PointDisk, spec: ImageSpec): readonly string[] {
   const notes: string[] = []
   if (source.encryption !== undefined) {
     notes.push(`The original was encrypted (${source.encryption}); the restored image holds plain data.`)
   }
-  if (source.dataFile !== undefined)
+  const dataFile = spec.kind === 'qcow2' ? spec.dataFile : undefined
+  if (dataFile !== undefined) {
+    notes.push(`Its data is in ${dataFile}, a raw image; this path is in the qcow2 file, so both stay where they are.`)
+  } else if (source.dataFile !== undefined) {
     notes.push('The original kept its data in a separate file; the image holds it itself.')
-  if (size % 512 !== 0) notes.push('The size is no multiple of 512 bytes; a qcow2 image is rounded up.')
+  }
+  if (spec.kind === 'qcow2') {
+    const lost = lostProperties(source, spec)
+    if (lost.length > 0)
+      notes.push(`Unlike the original it has no ${lost.join(' and no ')}: what was asked for rules it out.`)
+  }
+  if (spec.kind === 'qcow2' && size % 512 !== 0) {
+    notes.push('The size is no multiple of 512 bytes; a qcow2 image is rounded up.')
+  }
   return notes
+}
+
+function lostProperties(
+  source: DiskSource,
+  spec: { readonly lazyRefcounts?: boolean | undefined; readonly extendedL2?: boolean | undefined },
+): string[] {
+  if (source.format !== 'qcow2') return []
+  return [
+    ...(source.lazyRefcounts === true && spec.lazyRefcounts === undefined ? ['lazy refcounts'] : []),
+    ...(source.extendedL2 === true && spec.extendedL2 === undefined ? ['extended L2 entries'] : []),
+  ]
 }
 
 function at<T>(list: readonly T[], index: number): T {

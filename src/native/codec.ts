@@ -39,6 +39,17 @@ export interface CodecBinding {
 
   /** zstd of one buffer; for point files and other small things. Synchronous. */
   zstdCompress(bytes: Uint8Array, level: number): Uint8Array
+  /**
+   * zstd of pieces of `bytes`, a frame each, on the libuv pool. The frame of a
+   * piece is at the piece's own offset in `out`, which is as long as `bytes`;
+   * the result has its length, 0 where the piece does not shrink. `spans` holds
+   * pairs (offset, length), disjoint.
+   */
+  zstdPieces(
+    bytes: Uint8Array,
+    spans: Uint32Array,
+    options: { readonly level: number; readonly out: Uint8Array },
+  ): Promise<Uint32Array>
   /** Rejects (throws E_DAMAGED) what does not decompress to exactly `plainLength` bytes. Synchronous. */
   zstdDecompress(bytes: Uint8Array, plainLength: number): Uint8Array
 }

@@ -15,7 +15,7 @@ import type { ImageFactory } from '../../src/image/image-factory.js'
 import { LocalImages } from '../../src/image/local-images.js'
 import { type ProgressEvent, SILENT_PROGRESS } from '../../src/jobs/progress.js'
 import { RestoreJob, type RestoreResult } from '../../src/jobs/restore-job.js'
-import { planRestore, type RestoreRequest } from '../../src/jobs/restore-plan.js'
+import { planRestore, type Qcow2Wishes, type RestoreRequest } from '../../src/jobs/restore-plan.js'
 import type { DiskSource, PointDisk, RecoveryPoint } from '../../src/model/recovery-point.js'
 import { ChunkShelf, chunkOf } from '../fakes/chunk-shelf.js'
 
@@ -96,6 +96,32 @@ t.test('a plan tells the bytes and touches nothing', async t => {
   t.equal(shelf.reads, 0)
   t.same(readdirSync(path), [])
 })
+
+t.test(
+  'an image is shaped as the original, unless it was asked otherwise, and what that rules out is told',
+  async t => {
+    const shelf = new ChunkShelf(64 * KIB)
+    const vda = diskOf(1 << 20, [])
+    const shapeOf = (source: Partial<DiskSource>, qcow2: Qcow2Wishes) => {
+      const destination = { kind: 'directory', path: '/to', format: 'qcow2', qcow2 } as const
+      const [disk] = planRestore({ point: pointOf(shelf, { vda }, source), destination, onDamage: 'stop' }).disks
+      return { ...disk?.spec, notes: disk?.notes }
+    }
+    const rich = { clusterSize: 65536, compat: '1.1', lazyRefcounts: true, extendedL2: true, compressionType: 'zstd' }
+
+    t.match(shapeOf(rich, {}), { clusterSize: 65536, lazyRefcounts: true, extendedL2: true, compression: undefined })
+    t.match(shapeOf(rich, { compression: 'original' }), { compression: 'zstd', notes: [] })
+    t.match(shapeOf({ compat: '0.10' }, { compression: 'original' }), { compression: 'zlib', compat: '0.10' })
+    t.match(shapeOf({ compat: '0.10' }, { compression: 'zstd' }), { compression: 'zstd', compat: undefined })
+    t.match(shapeOf(rich, { clusterSize: 4096 }), { extendedL2: undefined, notes: [/no extended L2 entries:/] })
+    t.match(shapeOf(rich, { compat: '0.10' }), {
+      lazyRefcounts: undefined,
+      notes: [/no lazy refcounts and no extended L2 entries/],
+    })
+    t.match(shapeOf({ format: 'raw', clusterSize: 512 }, {}), { clusterSize: undefined })
+    t.match(shapeOf(rich, { dataFile: true }), { dataFile: '/to/vda.data.raw', notes: [/both stay/] })
+  },
+)
 
 t.test('names from a recovery point never leave the directory', async t => {
   const path = t.testdir()

@@ -317,6 +317,26 @@ t.test('small things are compressed and come back, and a lie about their length 
   t.equal(failureOf(() => native().zstdDecompress(new Uint8Array(0), 0)).code, 'E_DAMAGED')
 })
 
+t.test('pieces are compressed at their own places, and those that do not shrink have no frame', async t => {
+  const plain = Buffer.concat([text(4096), randomBytes(512), Buffer.alloc(0), text(1), Buffer.alloc(8192, 7)])
+  const spans = spansOf([4096, 512, 0, 1, 8192])
+  const out = new Uint8Array(plain.length)
+
+  const lengths = await native().zstdPieces(plain, spans, { level: 3, out })
+
+  t.same(
+    [...lengths].map(length => length > 0),
+    [true, false, false, false, true],
+  )
+  for (const [i, length] of lengths.entries()) {
+    const offset = spans[i * 2]!
+    const size = spans[i * 2 + 1]!
+    if (length === 0) continue
+    const frame = out.subarray(offset, offset + length)
+    t.equal(hex(native().zstdDecompress(frame, size)), hex(plain.subarray(offset, offset + size)))
+  }
+})
+
 t.test('a wrong argument is a TypeError that names it', async t => {
   const bytes = new Uint8Array(100)
   const ids = new Uint8Array(32)
@@ -349,6 +369,12 @@ t.test('a wrong argument is a TypeError that names it', async t => {
     [() => native().scanRecords(bytes, -1), /offset/],
     [() => native().crc32c(bytes, -1), /seed/],
     [() => native().zstdCompress(bytes, 0), /level/],
+    [
+      () => native().zstdPieces(bytes, Uint32Array.of(0, 100), { level: 0, out: new Uint8Array(100) }),
+      /options\.level/,
+    ],
+    [() => native().zstdPieces(bytes, Uint32Array.of(0, 100), { level: 1, out: new Uint8Array(99) }), /options\.out/],
+    [() => native().zstdPieces(bytes, Uint32Array.of(1, 100), { level: 1, out: new Uint8Array(100) }), /spans/],
   ]
   for (const [attempt, message] of cases) t.throws(attempt, { name: 'TypeError', message })
 })
