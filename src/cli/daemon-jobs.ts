@@ -20,7 +20,7 @@ import { pullFor } from './pull-requests.js'
 import type { RunContext, Session } from './session.js'
 import { StoreShelf } from './store-shelf.js'
 import { type TargetPlace, targetPlace } from './targets.js'
-import { type Machine, makeGcJob, makePullJob, makeVerifyJob, openPlace } from './wire.js'
+import { type Machine, makeGcJob, makePullJob, makeVerifyJob, openPlace, statusOfPoint } from './wire.js'
 
 /** The work behind the daemon's tasks, and behind `job run`. */
 export class DaemonJobs {
@@ -84,15 +84,14 @@ export class DaemonJobs {
       return { status: 'skipped', warnings: [], figures: {} }
     }
     const pull = pullFor(domain, settings, { mode: 'auto', scratchLimitBytes: undefined, comment: undefined })
-    const paces = {
-      pace: this.#paces.ofJob(job),
-      storePace: this.#paces.ofTarget(targetPlace(task.target, (await context.config()).config)),
-    }
-    const pullJob = await makePullJob(context, { store, machine }, { ...pull, ...paces })
-    const { point, warnings } = await pullJob.run(pull.request, context.signal)
-    const isPartial = warnings.some(({ code }) => code === 'W_DISK_SKIPPED')
+    const place = targetPlace(task.target, (await context.config()).config)
+    const targets = [{ name: task.target, store, pace: this.#paces.ofTarget(place) }]
+    const pullJob = await makePullJob(context, { targets, machine }, { ...pull, pace: this.#paces.ofJob(job) })
+    const [outcome] = await pullJob.run(pull.request, context.signal)
+    if (outcome?.kind !== 'made') throw outcome?.error
+    const { point, warnings } = outcome
     context.progress.report({ kind: 'finished', subject: domain.name, status: 'success' })
-    const result = { status: isPartial ? ('partial' as const) : ('success' as const), point: point.id }
+    const result = { status: statusOfPoint(warnings), point: point.id }
     if (!settings.prune) return { ...result, warnings, figures: figuresOf(point) }
     try {
       const expired = await this.#prune(context, store, task.target, domain)

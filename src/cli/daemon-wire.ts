@@ -102,7 +102,6 @@ export async function recordPulls(
   run: {
     readonly outcomes: readonly DomainOutcome[]
     readonly jobs: readonly ResolvedJob[]
-    readonly target: string
     readonly started: number
   },
 ): Promise<void> {
@@ -111,7 +110,7 @@ export async function recordPulls(
     const jobs = new Map(run.jobs.map(job => [job.domain.uuid, job]))
     for (const outcome of run.outcomes) {
       const { id: job, group } = jobs.get(outcome.domain.uuid) ?? { id: 'default', group: undefined }
-      await history.append(pullEntry(outcome, { ...run, job, group, now: session.clock.now() }))
+      await history.append(pullEntry(outcome, { started: run.started, job, group, now: session.clock.now() }))
     }
   } catch (error) {
     session.note(`the history was not written: ${messageOf(error)}`)
@@ -121,15 +120,14 @@ export async function recordPulls(
 function pullEntry(
   outcome: DomainOutcome,
   run: {
-    readonly target: string
     readonly started: number
     readonly job: string
     readonly group: string | undefined
     readonly now: number
   },
 ): RunEntry {
-  const { domain, status } = outcome
-  const { target, job, group, started } = run
+  const { domain, status, target } = outcome
+  const { job, group, started } = run
   const task = `pull/${domain.uuid}/${job}/${target}`
   const id = Buffer.from(systemRandom(8)).toString('hex')
   const begun = {

@@ -1,6 +1,5 @@
 import { availableParallelism } from 'node:os'
 
-import { BackupError } from '../base/errors.js'
 import type { LoadedConfig } from '../config/load.js'
 import { autostartGroups, groupSelectors, type ResolvedJob, resolveJob, resolveJobs } from '../config/resolve.js'
 import type { PullRequest } from '../jobs/pull-ports.js'
@@ -84,17 +83,6 @@ export function pullFor(
       startPaused: settings.startPaused,
     },
   }
-}
-
-/** The one target that these jobs have; undefined where they name none. Throws E_UNSUPPORTED where they differ. */
-export function commonTarget(jobs: readonly ResolvedJob[]): string | undefined {
-  const named = new Set(jobs.flatMap(({ settings }) => settings.targets))
-  const [first, another] = named
-  if (another === undefined) return first
-  throw new BackupError('E_UNSUPPORTED', `these domains go to several targets: ${[...named].join(', ')}`, {
-    why: 'one run writes to one target',
-    hints: ['say which with -t, and run once for each'],
-  })
 }
 
 /** Domains at once: the flag, else `threads` of the configuration, else half the cores. */

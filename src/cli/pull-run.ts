@@ -1,12 +1,14 @@
+import { BackupError, messageOf } from '../base/errors.js'
+import type { ResolvedJob } from '../config/resolve.js'
 import { withoutAbsent } from '../config/settings.js'
-import type { PullJob } from '../jobs/pull-job.js'
-import type { PullRequest } from '../jobs/pull-ports.js'
-import { choosePulled, commonTarget, jobForPull, parallelPulls, pullFor, type PullWishes } from './pull-requests.js'
+import type { DomainOutcome } from '../jobs/pull-domains.js'
+import type { PullTarget } from '../jobs/pull-ports.js'
+import { choosePulled, jobForPull, parallelPulls, pullFor, type PullWishes } from './pull-requests.js'
 import { Paces } from './paces.js'
 import type { PriorityWords } from './priority.js'
 import type { PullRun } from './pull-view.js'
 import type { Session } from './session.js'
-import { connectMachine, findTarget, lowerPriority, makePullJob, openStore, pullDomains } from './wire.js'
+import { connectMachine, findTarget, lowerPriority, makePullJob, openPlace, pullDomains } from './wire.js'
 
 /** How a run goes about its work, whatever that is. */
 export interface PullManner extends PriorityWords {
@@ -15,9 +17,10 @@ export interface PullManner extends PriorityWords {
 }
 
 /**
- * Pulls what the user asked for. The store is opened before libvirt is asked
- * for anything that changes a domain. Rejects where nothing could be begun;
- * what fails for one domain is in its outcome.
+ * Pulls what the user asked for. Stores are opened before libvirt is asked for
+ * anything that changes a domain; of several, one that cannot be opened fails
+ * alone. Rejects where nothing could be begun; what fails for one domain and
+ * target is in its outcome.
  */
 export async function runPull(session: Session, asked: PullWishes, how: PullManner): Promise<PullRun> {
   const { clock, progress, signal } = session
@@ -40,29 +43,93 @@ export async function runPull(session: Session, asked: PullWishes, how: PullMann
     const own = metadata.get(domain.uuid) ?? []
     return jobForPull(domain, wishes, { loaded, metadata: own })
   })
-  const preferred = session.settings.target ?? commonTarget(resolved)
-  const place = await findTarget(session, preferred)
-  await using store = await openStore(session, preferred)
-
   const paces = new Paces(clock)
-  const jobs = new Map<PullRequest, PullJob>()
+  await using stores = await OpenTargets.open(session, resolved, paces)
+
+  const pulls = []
+  const refused: DomainOutcome[] = []
   for (const one of resolved) {
+    const targets = stores.ofJob(one)
+    for (const { name, error } of targets.refused) {
+      refused.push({ status: 'failed', domain: one.domain, target: name, error, durationMs: 0 })
+    }
+    if (targets.open.length === 0) continue
     const prepared = pullFor(one.domain, one.settings, wishes)
-    const options = { ...prepared, pace: paces.ofJob(one), storePace: paces.ofTarget(place) }
-    jobs.set(prepared.request, await makePullJob(session, { store, machine }, options))
+    const job = await makePullJob(session, { targets: targets.open, machine }, { ...prepared, pace: paces.ofJob(one) })
+    pulls.push({ request: prepared.request, job })
   }
-  const job = {
-    run: (request: PullRequest, until: AbortSignal) => {
-      const own = jobs.get(request)
-      if (own === undefined) throw new Error('bug: a request without a job')
-      return own.run(request, until)
-    },
+  const made = await pullDomains({ progress, clock }, { pulls, parallel: parallelPulls(how.parallel, loaded) }, signal)
+  const outcomes = [...made, ...refused]
+  await recordPulls(session, { outcomes, jobs: resolved, started })
+  const targets = stores.names
+  return { outcomes, targets, started, durationMs: clock.monotonic() - from, interrupted: undefined }
+}
+
+/** The stores that some jobs write to: the one that the command line names, else each job's own. */
+class OpenTargets implements AsyncDisposable {
+  readonly #open = new Map<string, PullTarget>()
+  readonly #refused = new Map<string, Error>()
+  /** As the configuration names them; undefined stands for its default. */
+  readonly #named = new Map<string | undefined, string>()
+  readonly #only: string | undefined
+
+  readonly #paces: Paces
+
+  private constructor(only: string | undefined, paces: Paces) {
+    this.#only = only
+    this.#paces = paces
   }
-  const outcomes = await pullDomains(
-    { job, progress, clock },
-    { requests: [...jobs.keys()], parallel: parallelPulls(how.parallel, loaded) },
-    signal,
-  )
-  await recordPulls(session, { outcomes, jobs: resolved, target: place.name, started })
-  return { outcomes, target: place.name, started, durationMs: clock.monotonic() - from, interrupted: undefined }
+
+  /** Rejects with the first failure where not one can be opened. */
+  static async open(session: Session, jobs: readonly ResolvedJob[], paces: Paces): Promise<OpenTargets> {
+    const targets = new OpenTargets(session.settings.target, paces)
+    try {
+      for (const wanted of new Set(jobs.flatMap(job => targets.#wanted(job)))) await targets.#openOne(session, wanted)
+      const [failure] = targets.#refused.values()
+      if (targets.#open.size === 0 && failure !== undefined) throw failure
+      return targets
+    } catch (error) {
+      await targets[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  get names(): readonly string[] {
+    return [...new Set(this.#named.values())]
+  }
+
+  ofJob(job: ResolvedJob): {
+    readonly open: readonly PullTarget[]
+    readonly refused: readonly { readonly name: string; readonly error: Error }[]
+  } {
+    const names = [...new Set(this.#wanted(job).flatMap(wanted => this.#named.get(wanted) ?? []))]
+    return {
+      open: names.flatMap(name => this.#open.get(name) ?? []),
+      refused: names.flatMap(name => {
+        const error = this.#refused.get(name)
+        return error === undefined ? [] : [{ name, error }]
+      }),
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const { store } of this.#open.values()) await store[Symbol.asyncDispose]()
+  }
+
+  #wanted({ settings }: ResolvedJob): readonly (string | undefined)[] {
+    if (this.#only !== undefined) return [this.#only]
+    return settings.targets.length > 0 ? settings.targets : [undefined]
+  }
+
+  async #openOne(session: Session, wanted: string | undefined): Promise<void> {
+    const place = await findTarget(session, wanted)
+    const { name } = place
+    this.#named.set(wanted, name)
+    if (this.#open.has(name) || this.#refused.has(name)) return
+    try {
+      this.#open.set(name, { name, store: await openPlace(session, place), pace: this.#paces.ofTarget(place) })
+    } catch (error) {
+      this.#refused.set(name, error instanceof Error ? error : new BackupError('E_INTERNAL', messageOf(error)))
+    }
+  }
 }

@@ -12,8 +12,8 @@ import { printable } from './printable.js'
 
 export interface PullRun {
   readonly outcomes: readonly DomainOutcome[]
-  /** The store, as the user named it. */
-  readonly target: string
+  /** The stores, as the user named them. */
+  readonly targets: readonly string[]
   /** Wall-clock milliseconds. */
   readonly started: number
   readonly durationMs: number
@@ -33,9 +33,10 @@ export function pullDocument(run: PullRun): Envelope {
     exit,
     started: new Date(run.started).toISOString(),
     seconds: inSeconds(run.durationMs),
-    target: run.target,
+    target: run.targets.length === 1 ? run.targets[0] : undefined,
+    targets: run.targets,
     totals: {
-      domains: outcomes.length,
+      domains: new Set(outcomes.map(({ domain }) => domain.uuid)).size,
       points: outcomes.length - failed,
       warnings: outcomes.reduce((sum, outcome) => sum + warningsOf(outcome).length, 0),
       failed,
@@ -49,14 +50,18 @@ export function pullDocument(run: PullRun): Envelope {
 
 /** One line per domain, its warnings and errors below it, one line for all. */
 export function pullSummary(run: PullRun): string[] {
-  const rows = run.outcomes.map(outcome => (outcome.status === 'failed' ? failedRow(outcome) : madeRow(outcome)))
-  const lines = renderRows(rows, [3, 4, 5, 7])
+  const several = run.targets.length > 1
+  const rows = run.outcomes.map(outcome => {
+    const [name = '', ...row] = outcome.status === 'failed' ? failedRow(outcome) : madeRow(outcome)
+    return several ? [name, outcome.target, ...row] : [name, ...row]
+  })
+  const lines = renderRows(rows, several ? [4, 5, 6, 8] : [3, 4, 5, 7])
   const body = run.outcomes.flatMap((outcome, index) => [lines[index] ?? '', ...remarks(outcome)])
   const made = run.outcomes.filter(({ status }) => status !== 'failed').length
   const failed = run.outcomes.length - made
   const warnings = run.outcomes.reduce((sum, outcome) => sum + warningsOf(outcome).length, 0)
   const end = [
-    `${plural(made, 'point')} on ${printable(run.target)}`,
+    `${plural(made, 'point')} on ${run.targets.map(printable).join(', ')}`,
     ...(failed > 0 ? [`${failed} failed`] : []),
     ...(warnings > 0 ? [plural(warnings, 'warning')] : []),
     formatDuration(run.durationMs),
@@ -112,8 +117,8 @@ function total(outcomes: readonly DomainOutcome[], field: 'readBytes' | 'newByte
 }
 
 function resultDocument(outcome: DomainOutcome): object {
-  const { domain, status, durationMs } = outcome
-  const common = { domain: domain.name, uuid: domain.uuid, status, seconds: inSeconds(durationMs) }
+  const { domain, target, status, durationMs } = outcome
+  const common = { domain: domain.name, uuid: domain.uuid, target, status, seconds: inSeconds(durationMs) }
   if (outcome.status === 'failed') return { ...common, error: errorFields(reportError(outcome.error)) }
   const { point } = outcome
   return {

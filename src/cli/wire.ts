@@ -2,9 +2,10 @@ import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import type { Pace } from '../base/pace.js'
 import * as diff from '../jobs/diff-job.js'
 import * as prune from '../jobs/prune-job.js'
-import { pullDomains } from '../jobs/pull-domains.js'
+import { pullDomains, statusOfPoint } from '../jobs/pull-domains.js'
 import type { AbortOutcome } from '../jobs/abort-job.js'
 import type { PullJob } from '../jobs/pull-job.js'
+import type { PullTarget } from '../jobs/pull-ports.js'
 import type { DoctorJob } from '../jobs/doctor-job.js'
 import { isLocalUri } from '../model/libvirt-uri.js'
 import type { DomainRef } from '../model/recovery-point.js'
@@ -35,7 +36,7 @@ import { isPlace, type TargetPlace, targetPlace } from './targets.js'
  * when it makes it: a list needs neither libvirt nor NBD.
  */
 
-export { diff, prune, pullDomains }
+export { diff, prune, pullDomains, statusOfPoint }
 
 /** QEMU answers within milliseconds; a disk below it that hangs takes longer. */
 const NBD_REQUEST_TIMEOUT_MS = 120_000
@@ -256,15 +257,13 @@ export interface PullOptions {
   readonly connections: number
   /** Of reading from the domain. */
   readonly pace?: Pace | undefined
-  /** Of writing to the store. */
-  readonly storePace?: Pace | undefined
   readonly scratchDir: string | undefined
 }
 
 export async function makePullJob(
   session: RunContext,
-  parts: { readonly store: StorePort; readonly machine: Machine },
-  { connections, scratchDir, pace, storePace }: PullOptions,
+  parts: { readonly targets: readonly PullTarget[]; readonly machine: Machine },
+  { connections, scratchDir, pace }: PullOptions,
 ): Promise<PullJob> {
   const { PullJob } = await import('../jobs/pull-job.js')
   const { ExportReader } = await import('../nbd/export-reader.js')
@@ -272,14 +271,13 @@ export async function makePullJob(
   const { startGuardian } = await import('./guardian.js')
   const { access } = parts.machine
   return new PullJob({
-    store: parts.store,
+    targets: parts.targets,
     hypervisor: await makePullHost(parts.machine, scratchDir),
     openExport: async (address, { exportName, bitmap }, signal) => {
       const how = { exportName, dirtyBitmap: bitmap, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
       const reader = await ExportReader.open(address, how, signal)
       return pace === undefined ? reader : new PacedExport(reader, pace)
     },
-    storePace,
     startGuardian: () => startGuardian(access),
     clock: session.clock,
     random: Math.random,
@@ -294,7 +292,7 @@ export async function resetCheckpoints(
   machine: Machine,
   domain: DomainRef,
 ): Promise<readonly Warning[]> {
-  const { checkpointPrefix } = await import('../jobs/pull-job.js')
+  const { checkpointPrefix } = await import('../model/checkpoint-name.js')
   const host = await makePullHost(machine, undefined)
   return await host.dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
 }

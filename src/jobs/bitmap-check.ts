@@ -1,7 +1,8 @@
-import type { PullBatch } from '../model/chunk-plan.js'
+import type { PlannedRun } from '../model/chunk-plan.js'
 import { chunkCount, chunkLength } from '../model/disk-tree.js'
 import type { ChunkIds, StoredChunks, TreeSide } from '../store/store-types.js'
-import type { DiskPull } from './pull-disk.js'
+import type { DiskPull, DiskSink } from './pull-disk.js'
+import type { SinkWriter } from './sink-writer.js'
 
 /** How many chunks were compared with the parent, and how many differ from it. */
 export interface Comparison {
@@ -10,20 +11,19 @@ export interface Comparison {
 }
 
 /**
- * Reads chunks that the dirty bitmap calls clean and compares them with the
- * parent tree. A drift of 0.5 % is met by 1,000 canaries with 99.3 %
- * probability; one that misses much, or anything on a small disk, by a few.
- * Rejects with what reading can meet, and E_DAMAGED.
+ * Reads chunks that the dirty bitmap calls clean and has each writer compare
+ * them with what it inherits. A drift of 0.5 % is met by 1,000 canaries with
+ * 99.3 % probability; one that misses much, or anything on a small disk, by a
+ * few. Rejects with what reading can meet.
  */
 export async function readCanaries(
-  pull: DiskPull,
-  parent: TreeSide,
-  indexes: Float64Array,
+  pull: Pick<DiskPull, 'geometry' | 'pool' | 'source'>,
+  what: { readonly writers: readonly SinkWriter[]; readonly indexes: Float64Array },
   signal: AbortSignal,
-): Promise<Comparison> {
+): Promise<void> {
   const { geometry } = pull
+  const { indexes } = what
   const perRead = Math.floor(pull.pool.bufferBytes / geometry.chunkSize)
-  const sum: Comparison = { compared: 0, missed: 0 }
   for (let from = 0; from < indexes.length; from += perRead) {
     const part = indexes.subarray(from, from + perRead)
     const pieces = new Float64Array(part.length * 3)
@@ -36,26 +36,23 @@ export async function readCanaries(
     const buffer = await pull.pool.take(signal)
     try {
       await pull.source.read(pieces, buffer, signal)
-      const shown = await pull.store.identify(buffer, spans)
-      sum.missed += countDifferent(shown, await pull.store.chunkIdsAt(parent, part))
-      sum.compared += part.length
+      await Promise.all(what.writers.map(writer => writer.compare(part, buffer, spans)))
     } finally {
       pull.pool.give(buffer)
     }
   }
-  return sum
 }
 
-/** Compares those runs of a batch that should be as in the parent. */
-export async function auditBatch(
-  pull: DiskPull,
+/** Compares those runs of a batch that should be as in the parent. Rejects with E_DAMAGED. */
+export async function auditItems(
+  store: Pick<DiskSink['store'], 'chunkIdsAt' | 'walkTree'>,
   parent: TreeSide,
-  batch: PullBatch,
-  stored: StoredChunks | undefined,
+  batch: { readonly items: readonly PlannedRun[]; readonly stored: StoredChunks | undefined },
 ): Promise<Comparison> {
+  const { items, stored } = batch
   const sum: Comparison = { compared: 0, missed: 0 }
   let taken = 0
-  for (const { kind, first, count, clean } of batch.items) {
+  for (const { kind, first, count, clean } of items) {
     if (kind === 'read' && stored !== undefined) {
       if (clean === true) {
         const indexes = Float64Array.from({ length: count }, (_, i) => first + i)
@@ -63,19 +60,20 @@ export async function auditBatch(
           ids: stored.ids.subarray(taken * 32, (taken + count) * 32),
           zero: stored.zero.subarray(taken, taken + count),
         }
-        sum.missed += countDifferent(shown, await pull.store.chunkIdsAt(parent, indexes))
+        sum.missed += countDifferent(shown, await store.chunkIdsAt(parent, indexes))
         sum.compared += count
       }
       taken += count
     } else if (clean === true) {
-      sum.missed += await countData(pull, parent, first, first + count)
+      sum.missed += await countData(store, parent, { first, end: first + count })
       sum.compared += count
     }
   }
   return sum
 }
 
-function countDifferent(a: ChunkIds, b: ChunkIds): number {
+/** Of two lists of the same chunks, those that are not the same. */
+export function countDifferent(a: ChunkIds, b: ChunkIds): number {
   let different = 0
   for (let i = 0; i < a.zero.length; i++) {
     const same =
@@ -87,10 +85,14 @@ function countDifferent(a: ChunkIds, b: ChunkIds): number {
 }
 
 /** Chunks of `[first, end)` that are data in the parent, although the export shows zeros. */
-async function countData(pull: DiskPull, parent: TreeSide, first: number, end: number): Promise<number> {
+async function countData(
+  store: Pick<DiskSink['store'], 'walkTree'>,
+  parent: TreeSide,
+  { first, end }: { readonly first: number; readonly end: number },
+): Promise<number> {
   let data = 0
   if (first >= chunkCount(parent.geometry)) return 0
-  for await (const run of pull.store.walkTree(parent.root, parent.geometry, first)) {
+  for await (const run of store.walkTree(parent.root, parent.geometry, first)) {
     if (run.first >= end) break
     if (run.kind === 'data') data += Math.min(run.first + run.count, end) - Math.max(run.first, first)
   }

@@ -1,9 +1,10 @@
+import { throwIfAborted } from '../base/async.js'
 import type { BufferPool } from '../base/buffer-pool.js'
-import { collect } from '../base/async.js'
 import { invariant } from '../base/invariant.js'
 import type { Pace } from '../base/pace.js'
 import {
   batchPlan,
+  joinRuns,
   markDirty,
   planChunks,
   type PlanBasis,
@@ -14,8 +15,9 @@ import { chunkLength, type DiskGeometry } from '../model/disk-tree.js'
 import type { Extent } from '../model/extent.js'
 import { IndexSample } from '../model/index-sample.js'
 import type { DiskStatistics, TreeRoot } from '../model/recovery-point.js'
-import type { PointDraft, StoredChunks, StorePort, TreeDraft, TreeSide } from '../store/store-types.js'
-import { auditBatch, type Comparison, readCanaries } from './bitmap-check.js'
+import type { PointDraft, StorePort, TreeSide } from '../store/store-types.js'
+import { readCanaries } from './bitmap-check.js'
+import { bytesOf, type SinkPart, SinkWriter } from './sink-writer.js'
 
 /** Bytes of one batch: hundreds of chunks at the default chunk size, so that JavaScript's part vanishes. */
 export const BATCH_BYTES = 8 * 1024 * 1024
@@ -35,21 +37,31 @@ export interface DiskExport {
 export interface DiskPull {
   readonly source: DiskExport
   readonly geometry: DiskGeometry
-  /** I7: only where libvirt confirmed the base for this disk. */
-  readonly parent: TreeSide | undefined
-  /** Reads all of the disk, and compares what the bitmap calls clean with the parent. Needs a parent. */
-  readonly isAudit: boolean
+  /** Where what is read goes. All have chunks of this geometry, and parents of one size. */
+  readonly sinks: readonly DiskSink[]
   /** Clean chunks that are read again and compared with the parent, chosen at random by `random`. */
   readonly canaries: { readonly count: number; readonly random: () => number }
-  readonly store: Pick<StorePort, 'chunkIdsAt' | 'damagedChunks' | 'identify' | 'walkTree'>
-  readonly draft: PointDraft
   readonly pool: BufferPool
-  /** Of what the store takes; paid after each batch, whose size is known only then. */
-  readonly storePace?: Pace | undefined
-  /** Called with the bytes dealt with since the last call. */
+  /** Called with the bytes dealt with since the last call; what is new counts once for each store. */
   onProgress(progress: { readonly readBytes: number; readonly newBytes: number }): void
   /** Called for every planned run, before it is worked off. */
   onPlanned(run: PlannedRun): void
+}
+
+/** One store's part in the pull of a disk. */
+export interface DiskSink {
+  /** I7: only where libvirt confirmed that the bitmap covers everything since this very tree. */
+  readonly parent: TreeSide | undefined
+  /** Reads all of the disk, and compares what the bitmap calls clean with the parent. Needs a parent. */
+  readonly isAudit: boolean
+  readonly store: Pick<StorePort, 'chunkIdsAt' | 'damagedChunks' | 'identify' | 'walkTree'>
+  readonly draft: PointDraft
+  /** Of what the store takes; paid after each batch, whose size is known only then. */
+  readonly pace?: Pace | undefined
+  /** Whether nothing more need be done for it: another disk has failed. */
+  isGivenUp?(): boolean
+  /** Called with its first failure, as soon as that is known. */
+  onFailure?(error: unknown): void
 }
 
 export interface PulledDisk {
@@ -63,72 +75,76 @@ export interface PulledDisk {
   readonly reread: number
 }
 
+export type SinkResult =
+  | { readonly kind: 'pulled'; readonly disk: PulledDisk }
+  | { readonly kind: 'failed'; readonly error: unknown }
+
 /**
- * Reads what the extents call for, stores it, and returns the new tree.
+ * Reads what the extents call for, once, stores it in every sink, and gives
+ * one result for each.
  *
- * Reading, storing and the tree overlap; the tree is edited in disk order.
- * Rejects on the first failure, after everything under way has settled, so
- * that no buffer is in use any more.
+ * Reading, storing and the trees overlap; a tree is edited in disk order. A
+ * sink that fails is left out from then on, the others get everything; the
+ * slowest sets the pace. Rejects where reading fails or `signal` is aborted,
+ * after everything under way has settled, so that no buffer is in use any more.
  */
-export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<PulledDisk> {
-  const { geometry, parent, draft } = pull
-  invariant(parent !== undefined || !pull.isAudit, 'an audit has something to compare with')
-  const inherited = pull.isAudit ? undefined : parent
-  const tree = draft.tree(geometry, inherited)
-  const canaries = new IndexSample(inherited === undefined ? 0 : pull.canaries.count, pull.canaries.random)
-  const totals = { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0 }
-  const check = { compared: 0, missed: 0 }
-  const damaged = inherited === undefined ? [] : await collect(pull.store.damagedChunks(inherited, signal))
+export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<readonly SinkResult[]> {
+  const { geometry } = pull
+  const writers: SinkWriter[] = []
+  for (const sink of pull.sinks) writers.push(await SinkWriter.open(sink, geometry, signal))
+  const alive = () => writers.filter(writer => !writer.hasFailed)
+  const inheriting = writers.filter(writer => writer.inherited !== undefined)
+  const canaries = new IndexSample(inheriting.length === 0 ? 0 : pull.canaries.count, pull.canaries.random)
+  const damaged = joinRuns(writers.flatMap(writer => writer.damaged))
   const extents = markDirty(pull.source.extents(signal), damaged, geometry.chunkSize)
-  const plan = planChunks(extents, geometry, basisOf(pull))
+  const plan = planChunks(extents, geometry, basisOf(pull.sinks))
   const limits = { bytes: BATCH_BYTES, items: BATCH_ITEMS }
-  const underWay: { batch: PullBatch; stored: Promise<StoredChunks | undefined> }[] = []
+  const underWay: { batch: PullBatch; stored: Promise<readonly SinkBatch[]> }[] = []
 
   const settleOldest = async () => {
     const oldest = underWay.shift()
     if (oldest === undefined) return
     const stored = await oldest.stored
-    await applyBatch(tree, oldest.batch, stored)
-    if (parent !== undefined && pull.isAudit) add(check, await auditBatch(pull, parent, oldest.batch, stored))
-    totals.dirtyBytes += oldest.batch.bytes
-    totals.readBytes += oldest.batch.bytes
-    totals.newBytes += stored?.newBytes ?? 0
-    totals.storedBytes += stored?.storedBytes ?? 0
-    totals.newChunks += stored?.newChunks ?? 0
-    pull.onProgress({ readBytes: oldest.batch.bytes, newBytes: stored?.newBytes ?? 0 })
+    throwIfAborted(signal)
+    await Promise.all(stored.map(part => part.writer.apply(part)))
+    const newBytes = stored.reduce(
+      (sum, part) => sum + (part.stored.kind === 'stored' ? part.stored.chunks.newBytes : 0),
+      0,
+    )
+    pull.onProgress({ readBytes: oldest.batch.bytes, newBytes })
   }
 
   try {
     for await (const batch of batchPlan(observed(plan, pull, canaries), geometry, limits)) {
-      const stored = readAndStore(pull, batch, signal)
+      const stored = readAndStore(pull, { batch, writers: alive() }, signal)
       // Awaited in order below; until then a failure must not count as unhandled.
       stored.catch(() => undefined)
       underWay.push({ batch, stored })
       if (underWay.length >= BATCHES_UNDER_WAY) await settleOldest()
+      if (alive().length === 0) break
     }
     while (underWay.length > 0) await settleOldest()
   } finally {
     await Promise.allSettled(underWay.map(({ stored }) => stored))
   }
 
-  if (inherited !== undefined) add(check, await readCanaries(pull, inherited, canaries.indexes(), signal))
-  const finished = await tree.finish()
-  return {
-    ...check,
-    reread: damaged.reduce((sum, run) => sum + run.count, 0),
-    root: finished.root,
-    statistics: { ...totals, storedBytes: totals.storedBytes + finished.storedBytes, newNodes: finished.newNodes },
-  }
+  const checked = inheriting.filter(writer => !writer.hasFailed)
+  if (checked.length > 0) await readCanaries(pull, { writers: checked, indexes: canaries.indexes() }, signal)
+  return await Promise.all(writers.map(writer => writer.finish()))
 }
 
-function basisOf({ parent, isAudit }: DiskPull): PlanBasis {
-  if (parent === undefined) return { kind: 'none' }
-  return { kind: isAudit ? 'audit' : 'inherit', parentSize: parent.geometry.size }
-}
-
-function add(sum: Comparison, more: Comparison): void {
-  sum.compared += more.compared
-  sum.missed += more.missed
+/** What all sinks together need: where one builds on nothing, even what is clean is read, and marked for the others. */
+function basisOf(sinks: readonly DiskSink[]): PlanBasis {
+  const parents = sinks.flatMap(({ parent }) => parent ?? [])
+  const [first] = parents
+  if (first === undefined) return { kind: 'none' }
+  const parentSize = first.geometry.size
+  invariant(
+    parents.every(({ geometry }) => geometry.size === parentSize),
+    'I7: the parents of one pull are of one instant',
+  )
+  const isAll = parents.length === sinks.length && !sinks.some(({ isAudit }) => isAudit)
+  return { kind: isAll ? 'inherit' : 'audit', parentSize }
 }
 
 async function* observed(
@@ -138,66 +154,76 @@ async function* observed(
 ): AsyncGenerator<PlannedRun> {
   for await (const run of plan) {
     pull.onPlanned(run)
-    if (run.kind === 'inherit') canaries.add(run.first, run.count)
+    if (run.kind === 'inherit' || run.clean === true) canaries.add(run.first, run.count)
     yield run
   }
 }
 
-async function readAndStore(pull: DiskPull, batch: PullBatch, signal: AbortSignal): Promise<StoredChunks | undefined> {
-  if (batch.chunks === 0) return undefined
+interface SinkBatch extends SinkPart {
+  readonly writer: SinkWriter
+}
+
+async function readAndStore(
+  pull: DiskPull,
+  { batch, writers }: { readonly batch: PullBatch; readonly writers: readonly SinkWriter[] },
+  signal: AbortSignal,
+): Promise<readonly SinkBatch[]> {
+  if (batch.chunks === 0) {
+    return writers.map(writer => ({ writer, items: writer.own(batch.items), stored: { kind: 'nothing' } }))
+  }
   const buffer = await pull.pool.take(signal)
   try {
-    const { pieces, spans } = layOut(batch, pull.geometry)
+    const { pieces, places } = layOut(batch, pull.geometry)
     await pull.source.read(pieces, buffer, signal)
-    const stored = await pull.draft.storeChunks(buffer, spans, signal)
-    await pull.storePace?.take(stored.storedBytes, signal)
-    return stored
+    return await Promise.all(
+      writers.map(async writer => {
+        const items = writer.own(batch.items)
+        const stored = await writer.store(buffer, spansOf(items, places, pull.geometry), signal)
+        return { writer, items, stored }
+      }),
+    )
   } finally {
     pull.pool.give(buffer)
   }
 }
 
-/** Where each run is read to, one after the other, and where its chunks then lie. */
-function layOut(batch: PullBatch, geometry: DiskGeometry): { pieces: Float64Array; spans: Uint32Array } {
+/** Where each read run is read to, one after the other; `places` by the run's first chunk. */
+function layOut(
+  batch: PullBatch,
+  geometry: DiskGeometry,
+): { readonly pieces: Float64Array; readonly places: ReadonlyMap<number, number> } {
   const reads = batch.items.filter(item => item.kind === 'read')
   const pieces = new Float64Array(reads.length * 3)
-  const spans = new Uint32Array(batch.chunks * 2)
+  const places = new Map<number, number>()
   let place = 0
-  let chunk = 0
   for (const [i, { first, count }] of reads.entries()) {
-    const start = first * geometry.chunkSize
-    const length = Math.min((first + count) * geometry.chunkSize, geometry.size) - start
-    pieces.set([start, length, place], i * 3)
+    const length = bytesOf({ first, count }, geometry)
+    pieces.set([first * geometry.chunkSize, length, place], i * 3)
+    places.set(first, place)
+    place += length
+  }
+  return { pieces, places }
+}
+
+/** Where the chunks of these runs lie in the buffer. */
+function spansOf(
+  items: readonly PlannedRun[],
+  places: ReadonlyMap<number, number>,
+  geometry: DiskGeometry,
+): Uint32Array {
+  const reads = items.filter(item => item.kind === 'read')
+  const spans = new Uint32Array(reads.reduce((sum, { count }) => sum + count, 0) * 2)
+  let chunk = 0
+  for (const { first, count } of reads) {
+    let place = places.get(first)
+    invariant(place !== undefined, 'what is stored was read')
     for (let index = first; index < first + count; index++) {
-      const own = chunkLength(geometry, index)
+      const length = chunkLength(geometry, index)
       spans[chunk * 2] = place
-      spans[chunk * 2 + 1] = own
-      place += own
+      spans[chunk * 2 + 1] = length
+      place += length
       chunk++
     }
   }
-  return { pieces, spans }
-}
-
-async function applyBatch(tree: TreeDraft, batch: PullBatch, stored: StoredChunks | undefined): Promise<void> {
-  let taken = 0
-  for (const { kind, first, count } of batch.items) {
-    if (kind === 'zero' || kind === 'hole') {
-      await tree.putRun(first, count, kind)
-    } else if (stored !== undefined) {
-      const indexes = Float64Array.from({ length: count }, (_, i) => first + i)
-      await tree.putChunks(indexes, sliceStored(stored, taken, count))
-      taken += count
-    }
-  }
-}
-
-function sliceStored(stored: StoredChunks, from: number, count: number): StoredChunks {
-  if (from === 0 && count === stored.count) return stored
-  return {
-    ...stored,
-    count,
-    ids: stored.ids.subarray(from * 32, (from + count) * 32),
-    zero: stored.zero.subarray(from, from + count),
-  }
+  return spans
 }

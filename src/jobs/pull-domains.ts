@@ -2,23 +2,38 @@ import { forEachLimited } from '../base/async.js'
 import type { Clock } from '../base/clock.js'
 import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
-import type { Progress } from './progress.js'
-import type { PullResult } from './pull-job.js'
+import type { FinishedEvent, Progress } from './progress.js'
+import type { TargetOutcome } from './pull-job.js'
 import type { PullRequest } from './pull-ports.js'
 
-/** How the pull of one domain ended. */
+/** How the pull of one domain into one target ended. */
 export type DomainOutcome =
   | {
       readonly status: 'success' | 'partial'
       readonly domain: DomainRef
+      readonly target: string
       readonly point: RecoveryPoint
       readonly warnings: readonly Warning[]
       readonly durationMs: number
     }
-  | { readonly status: 'failed'; readonly domain: DomainRef; readonly error: Error; readonly durationMs: number }
+  | {
+      readonly status: 'failed'
+      readonly domain: DomainRef
+      readonly target: string
+      readonly error: Error
+      readonly durationMs: number
+    }
+
+/** A domain to be pulled, and what does it. */
+export interface DomainPull {
+  readonly request: PullRequest
+  readonly job: {
+    readonly targets: readonly { readonly name: string }[]
+    run(request: PullRequest, signal: AbortSignal): Promise<readonly TargetOutcome[]>
+  }
+}
 
 export interface PullDomainsPorts {
-  readonly job: { run(request: PullRequest, signal: AbortSignal): Promise<PullResult> }
   readonly progress: Progress
   readonly clock: Clock
 }
@@ -26,49 +41,83 @@ export interface PullDomainsPorts {
 /**
  * Pulls several domains, at most `parallel` at once; a failure of one does not
  * keep the others back. After an abort no further one is begun. Gives one
- * outcome per request, in their order; never rejects for a domain's sake.
+ * outcome per domain and target, in their order; never rejects for a domain's sake.
  */
 export async function pullDomains(
   ports: PullDomainsPorts,
-  work: { readonly requests: readonly PullRequest[]; readonly parallel: number },
+  work: { readonly pulls: readonly DomainPull[]; readonly parallel: number },
   signal: AbortSignal,
 ): Promise<readonly DomainOutcome[]> {
-  const outcomes = new Map<PullRequest, DomainOutcome>()
-  await forEachLimited(work.requests, work.parallel, async request => {
-    outcomes.set(request, await pullOne(ports, request, signal))
+  const outcomes = new Map<DomainPull, readonly DomainOutcome[]>()
+  await forEachLimited(work.pulls, work.parallel, async pull => {
+    outcomes.set(pull, await pullOne(ports, pull, signal))
   })
-  return work.requests.flatMap(request => outcomes.get(request) ?? [])
+  return work.pulls.flatMap(pull => outcomes.get(pull) ?? [])
 }
 
-async function pullOne(ports: PullDomainsPorts, request: PullRequest, signal: AbortSignal): Promise<DomainOutcome> {
+async function pullOne(
+  ports: PullDomainsPorts,
+  { request, job }: DomainPull,
+  signal: AbortSignal,
+): Promise<readonly DomainOutcome[]> {
   const { domain } = request
   const started = ports.clock.monotonic()
-  const elapsed = () => ports.clock.monotonic() - started
   if (signal.aborted) {
     const error = new BackupError('E_INTERRUPTED', `${domain.name} was not begun`, { cause: signal.reason })
-    return { status: 'failed', domain, error, durationMs: 0 }
+    return job.targets.map(({ name }) => ({ status: 'failed', domain, target: name, error, durationMs: 0 }))
   }
-  try {
-    const { point, warnings } = await ports.job.run(request, signal)
-    // What a point lacks that was asked for must not look like a full success.
-    const status = warnings.some(({ code }) => code === 'W_DISK_SKIPPED') ? 'partial' : 'success'
-    for (const warning of warnings) ports.progress.report({ kind: 'warning', subject: domain.name, warning })
-    ports.progress.report({ kind: 'finished', subject: domain.name, status, point: point.id, ...sums(point) })
-    return { status, domain, point, warnings, durationMs: elapsed() }
-  } catch (error) {
-    const report = { code: errorCodeOf(error), message: messageOf(error) }
-    ports.progress.report({ kind: 'finished', subject: domain.name, status: 'failed', error: report })
+  const found = await job.run(request, signal)
+  const durationMs = ports.clock.monotonic() - started
+  const outcomes = found.map(one => domainOutcome(domain, one, durationMs))
+  const warnings = outcomes.flatMap(one => (one.status === 'failed' ? [] : one.warnings))
+  for (const warning of withoutRepeats(warnings)) {
+    ports.progress.report({ kind: 'warning', subject: domain.name, warning })
+  }
+  ports.progress.report(finishedEvent(domain, outcomes))
+  return outcomes
+}
+
+function domainOutcome(domain: DomainRef, outcome: TargetOutcome, durationMs: number): DomainOutcome {
+  const { name: target } = outcome.target
+  if (outcome.kind === 'failed') {
+    const { error } = outcome
     const failure = error instanceof Error ? error : new BackupError('E_INTERNAL', messageOf(error))
-    return { status: 'failed', domain, error: failure, durationMs: elapsed() }
+    return { status: 'failed', domain, target, error: failure, durationMs }
+  }
+  const { point, warnings } = outcome
+  return { status: statusOfPoint(warnings), domain, target, point, warnings, durationMs }
+}
+
+/** What a point lacks that was asked for must not look like a full success. */
+export function statusOfPoint(warnings: readonly Warning[]): 'success' | 'partial' {
+  return warnings.some(({ code }) => code === 'W_DISK_SKIPPED') ? 'partial' : 'success'
+}
+
+/** One read may be told by several targets in the same words. */
+function withoutRepeats(warnings: readonly Warning[]): readonly Warning[] {
+  return [...new Map(warnings.map(warning => [`${warning.code} ${warning.message}`, warning])).values()]
+}
+
+/** All targets of a domain as one: partial where only some have it. */
+function finishedEvent(domain: DomainRef, outcomes: readonly DomainOutcome[]): FinishedEvent {
+  const failed = outcomes.find(one => one.status === 'failed')
+  const made = outcomes.filter(one => one.status !== 'failed')
+  const [first] = made
+  const error = failed === undefined ? undefined : { code: errorCodeOf(failed.error), message: messageOf(failed.error) }
+  if (first === undefined) return { kind: 'finished', subject: domain.name, status: 'failed', error }
+  const isWhole = made.length === outcomes.length && made.every(({ status }) => status === 'success')
+  return {
+    kind: 'finished',
+    subject: domain.name,
+    status: isWhole ? 'success' : 'partial',
+    point: first.point.id,
+    readBytes: Math.max(...made.map(({ point }) => sum(point, 'readBytes'))),
+    newBytes: made.reduce((total, { point }) => total + sum(point, 'newBytes'), 0),
+    storedBytes: made.reduce((total, { point }) => total + sum(point, 'storedBytes'), 0),
+    error,
   }
 }
 
-function sums(point: RecoveryPoint): { readBytes: number; newBytes: number; storedBytes: number } {
-  const sums = { readBytes: 0, newBytes: 0, storedBytes: 0 }
-  for (const { statistics } of point.disks) {
-    sums.readBytes += statistics.readBytes
-    sums.newBytes += statistics.newBytes
-    sums.storedBytes += statistics.storedBytes
-  }
-  return sums
+function sum(point: RecoveryPoint, field: 'readBytes' | 'newBytes' | 'storedBytes'): number {
+  return point.disks.reduce((total, { statistics }) => total + statistics[field], 0)
 }

@@ -5,6 +5,7 @@ import type {
   BackupStarter,
   ExportedDisk,
   FreezePolicy,
+  NewCheckpoint,
   ScratchLimits,
   ScratchPlace,
 } from '../libvirt/session-types.js'
@@ -18,18 +19,25 @@ import type { DiskExport } from './pull-disk.js'
 
 /** What a pull needs of the world; `cli/wire.ts` makes it. */
 export interface PullPorts {
-  readonly store: StorePort
+  /** Where a recovery point is to be made, all from one read where that can be; at least one. */
+  readonly targets: readonly PullTarget[]
   readonly hypervisor: PullHypervisor
   /** Rejects with E_NBD, E_NBD_PROTOCOL, E_TIMEOUT. */
   openExport(address: NbdAddress, disk: ExportedDisk, signal: AbortSignal): Promise<DiskExport & AsyncDisposable>
   startGuardian(): Promise<GuardianPort>
-  /** Of what is written to the store; reading is paced by the export itself. */
-  readonly storePace?: Pace | undefined
   readonly clock: Clock
   /** In [0, 1). Chooses which clean chunks are read again. */
   readonly random: () => number
   readonly progress: Progress
   readonly toolVersion: string
+}
+
+/** A store, and what the user calls it. */
+export interface PullTarget {
+  readonly name: string
+  readonly store: StorePort
+  /** Of what is written to it; reading is paced by the export itself. */
+  readonly pace?: Pace | undefined
 }
 
 /** A file beside the disks that belongs into the recovery point. */
@@ -48,6 +56,7 @@ export interface DomainSurvey {
 
 /** Fresh, unique places for one run; made durable in the journal before they are used. */
 export interface RunPlaces {
+  readonly token: string
   readonly checkpoint: string
   readonly socket: string
   /** By disk target. */
@@ -66,10 +75,21 @@ export interface PullHypervisor extends BackupStarter {
   startPaused(domain: DomainRef): Promise<AsyncDisposable>
   /** Whether `checkpoint` can be built on; redefines it from its stored XML where only libvirt's record of it is lost. */
   baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth>
-  /** Fresh random names; `prefix` starts the checkpoint's. Nothing is made yet: the journal comes first. */
-  namePlaces(prefix: string, targets: readonly string[]): RunPlaces
+  /**
+   * Fresh random names; `prefix` starts the checkpoint's, and `token` (16 hex
+   * digits, random where undefined) ends all. Nothing is made yet: the journal comes first.
+   */
+  namePlaces(prefix: string, targets: readonly string[], token?: string): RunPlaces
   /** Makes the directories; disposing removes them. */
   makePlaces(places: RunPlaces): Promise<AsyncDisposable>
+  /**
+   * Makes a checkpoint without a backup, on these disks. Rejects with nothing
+   * of it left, as far as libvirt lets us: the journal has its name.
+   */
+  makeCheckpoint(
+    domain: DomainRef,
+    what: { readonly name: string; readonly disks: readonly string[] },
+  ): Promise<NewCheckpoint>
   /** Deletes checkpoints that start with `prefix` but those in `keep`. Says what could not be deleted. */
   dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly Warning[]>
   /**

@@ -12,6 +12,7 @@ import { deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
 import { readDomainFiles, type DomainFile } from './domain-files.js'
 import { parseDomainXml } from './domain-xml.js'
 import type { Hypervisor } from './hypervisor.js'
+import { LoneCheckpoint } from './lone-checkpoint.js'
 import { probeImage, type ProbedImage } from './image-probe.js'
 import { offlineHealth } from './offline-checkpoints.js'
 import { isOff, localPath, whyUnreadable } from './offline-images.js'
@@ -25,7 +26,7 @@ import {
   type PlacesPolicy,
   type RunPlaces,
 } from './run-places.js'
-import type { BackupSessionPort, SessionRequest } from './session-types.js'
+import type { BackupSessionPort, NewCheckpoint, SessionRequest } from './session-types.js'
 
 /** Bytes of randomness in the names of a run. */
 const TOKEN_BYTES = 8
@@ -126,10 +127,9 @@ export class PullHost {
     return await probeCheckpoint(this.#hypervisor, domain, checkpoint)
   }
 
-  /** Names that start with `prefix`, and 16 random hex digits. Throws E_CONFIG. */
-  namePlaces(prefix: string, targets: readonly string[]): RunPlaces {
-    const token = randomBytes(TOKEN_BYTES).toString('hex')
-    return nameRunPlaces(this.#options, { prefix, token }, targets)
+  /** Names that start with `prefix`, and end with `token` or 16 random hex digits. Throws E_CONFIG. */
+  namePlaces(prefix: string, targets: readonly string[], token?: string): RunPlaces {
+    return nameRunPlaces(this.#options, { prefix, token: token ?? randomBytes(TOKEN_BYTES).toString('hex') }, targets)
   }
 
   /** Makes the directories; disposing removes them with what is left in them. Rejects with E_CONFIG. */
@@ -142,6 +142,13 @@ export class PullHost {
   async beginBackup(request: SessionRequest, signal: AbortSignal): Promise<BackupSessionPort> {
     const Session = (await isOff(this.#hypervisor, request.domain)) ? OfflineBackupSession : LiveBackupSession
     return await Session.begin(this.#hypervisor, request, signal)
+  }
+
+  async makeCheckpoint(
+    domain: DomainRef,
+    what: { readonly name: string; readonly disks: readonly string[] },
+  ): Promise<NewCheckpoint> {
+    return await LoneCheckpoint.make(this.#hypervisor, domain, what)
   }
 
   async dropCheckpoints(domain: DomainRef, prefix: string, keep: ReadonlySet<string>): Promise<readonly Warning[]> {

@@ -15,6 +15,8 @@ export interface PlacesPolicy {
 
 /** Fresh, unique places for one run. */
 export interface RunPlaces {
+  /** What all their names end with. */
+  readonly token: string
   readonly checkpoint: string
   readonly socket: string
   /** By disk target. */
@@ -44,7 +46,7 @@ export function nameRunPlaces(
   const scratch = targets.map(
     (target, i) => [target, { kind: 'file', path: join(scratchDir, `disk-${i}.qcow2`) }] as const,
   )
-  return { checkpoint: `${names.prefix}${names.token}`, socket, scratch: new Map(scratch) }
+  return { token: names.token, checkpoint: `${names.prefix}${names.token}`, socket, scratch: new Map(scratch) }
 }
 
 /** Whether nameRunPlaces() made up this socket's path, in whatever directory. */

@@ -111,6 +111,12 @@ export interface BackupSessionPort extends AsyncDisposable {
   keepCheckpoint(): Promise<void>
 }
 
+/** A checkpoint of its own; disposing deletes it unless it is kept. What cannot be deleted goes with the store's next pull. */
+export interface NewCheckpoint extends AsyncDisposable {
+  readonly checkpoint: PointCheckpoint
+  keepCheckpoint(): Promise<void>
+}
+
 /** What a pull needs of a hypervisor. */
 export interface BackupStarter {
   /**

@@ -106,6 +106,23 @@ export async function* markDirty(
   }
 }
 
+/** Runs of chunks in any order, overlapping or not, as ascending disjoint ones. */
+export function joinRuns(runs: readonly ChunkRun[]): readonly ChunkRun[] {
+  const joined: ChunkRun[] = []
+  for (const run of runs.toSorted((a, b) => a.first - b.first)) {
+    const last = joined.at(-1)
+    if (last === undefined || run.first > last.first + last.count) joined.push(run)
+    else
+      joined[joined.length - 1] = { first: last.first, count: Math.max(last.count, run.first + run.count - last.first) }
+  }
+  return joined
+}
+
+export interface ChunkRun {
+  readonly first: number
+  readonly count: number
+}
+
 interface ChunkState {
   readonly dirty: boolean
   readonly zero: boolean

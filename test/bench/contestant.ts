@@ -28,6 +28,7 @@ import type { RecoveryPoint } from '../../src/model/recovery-point.js'
 import { native } from '../../src/native/binding.js'
 import { ExportReader } from '../../src/nbd/export-reader.js'
 import { Store } from '../../src/store/store.js'
+import { onlyDisk } from '../harness/only-disk.js'
 import { contentsOf } from '../store/harness.js'
 
 const POOL_BUFFERS = 8
@@ -79,20 +80,19 @@ async function pull(at: string, socketPath: string, exportName: string): Promise
     never,
   )
   const geometry = { size: source.size, chunkSize: store.chunkSize }
-  const { root, statistics } = await pullDisk(
-    {
-      source,
-      geometry,
-      parent: undefined,
-      isAudit: false,
-      canaries: { count: 0, random: Math.random },
-      store,
-      draft,
-      pool: new BufferPool(POOL_BUFFERS, Math.max(BATCH_BYTES, store.chunkSize)),
-      onProgress: () => undefined,
-      onPlanned: () => undefined,
-    },
-    never,
+  const { root, statistics } = onlyDisk(
+    await pullDisk(
+      {
+        source,
+        geometry,
+        sinks: [{ parent: undefined, isAudit: false, store, draft }],
+        canaries: { count: 0, random: Math.random },
+        pool: new BufferPool(POOL_BUFFERS, Math.max(BATCH_BYTES, store.chunkSize)),
+        onProgress: () => undefined,
+        onPlanned: () => undefined,
+      },
+      never,
+    ),
   )
   const contents = contentsOf(geometry, root)
   await draft.commit({ ...contents, durationMs: Math.round(performance.now() - started) })

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { systemClock } from '../../src/base/clock.js'
 import { startGuardian } from '../../src/cli/guardian.js'
 import type { PullResult } from '../../src/jobs/pull-job.js'
-import { PullJob } from '../../src/jobs/pull-job.js'
+import { onlyResult, PullJob } from '../../src/jobs/pull-job.js'
 import type { PullPorts, PullRequest } from '../../src/jobs/pull-ports.js'
 import { SILENT_PROGRESS } from '../../src/jobs/progress.js'
 import { Hypervisor } from '../../src/libvirt/hypervisor.js'
@@ -35,7 +35,7 @@ export class LabPuller implements AsyncDisposable {
   ports(overrides: Partial<PullPorts> = {}): PullPorts {
     const { hypervisor } = this
     return {
-      store: this.#store,
+      targets: [{ name: 'store', store: this.#store }],
       hypervisor: new PullHost(hypervisor, {
         runtimeDir: join(this.#lab.scratchFolder, 'r'),
         scratchDir: join(this.#lab.scratchFolder, 's'),
@@ -73,7 +73,7 @@ export class LabPuller implements AsyncDisposable {
       tags: [],
       ...options.request,
     }
-    return await new PullJob(this.ports(options.ports)).run(request, options.signal ?? never)
+    return onlyResult(await new PullJob(this.ports(options.ports)).run(request, options.signal ?? never))
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,7 +1,8 @@
 import fc from 'fast-check'
-import t from 'tap'
+import t, { type Test } from 'tap'
 
 import { BufferPool } from '../../src/base/buffer-pool.js'
+import { BackupError } from '../../src/base/errors.js'
 import { BATCH_BYTES, type DiskPull, pullDisk } from '../../src/jobs/pull-disk.js'
 import type { DiskGeometry } from '../../src/model/disk-tree.js'
 import { chunkLength } from '../../src/model/disk-tree.js'
@@ -10,6 +11,7 @@ import type { PointDraft, TreeSide } from '../../src/store/store-types.js'
 import { Store } from '../../src/store/store.js'
 import { FakeExport } from '../fakes/fake-export.js'
 import { pointContents } from '../harness/points.js'
+import { onlyDisk } from '../harness/only-disk.js'
 
 const CHUNK = 64 * 1024
 const never = new AbortController().signal
@@ -24,27 +26,24 @@ async function withDraft<T>(store: Store, work: (draft: PointDraft) => Promise<T
   return result
 }
 
-async function pull(store: Store, source: FakeExport, parent: TreeSide | undefined, options: Partial<DiskPull> = {}) {
-  const pool = new BufferPool(4, BATCH_BYTES)
-  const geometry = { size: source.size, chunkSize: CHUNK }
-  return await withDraft(store, draft =>
-    pullDisk(
-      {
-        source,
-        geometry,
-        parent,
-        isAudit: false,
-        canaries: { count: 0, random: Math.random },
-        store,
-        draft,
-        pool,
-        onProgress: () => {},
-        onPlanned: () => {},
-        ...options,
-      },
-      never,
-    ),
+type Options = Partial<DiskPull> & { readonly isAudit?: boolean }
+
+async function pull(store: Store, source: FakeExport, parent: TreeSide | undefined, options: Options = {}) {
+  const { isAudit = false, ...others } = options
+  return await withDraft(store, async draft =>
+    onlyDisk(await pullDisk({ ...base(source), sinks: [{ parent, isAudit, store, draft }], ...others }, never)),
   )
+}
+
+function base(source: FakeExport): Omit<DiskPull, 'sinks'> {
+  return {
+    source,
+    geometry: { size: source.size, chunkSize: CHUNK },
+    canaries: { count: 0, random: Math.random },
+    pool: new BufferPool(4, BATCH_BYTES),
+    onProgress: () => {},
+    onPlanned: () => {},
+  }
 }
 
 async function readBack(store: Store, root: TreeRoot, geometry: DiskGeometry): Promise<Buffer> {
@@ -137,7 +136,7 @@ t.test('a read error leaves no buffer in use and no point', async t => {
 })
 
 /** Three chunks change, and one of them behind the bitmap's back. */
-async function missedWrite(store: Store, options: Partial<DiskPull>) {
+async function missedWrite(store: Store, options: Options) {
   const source = new FakeExport(Buffer.alloc(100 * CHUNK + 5))
   source.write(0, fill(40 * CHUNK, 13))
   const first = await pull(store, source, undefined)
@@ -188,4 +187,95 @@ t.test('a right bitmap passes canaries and audit', async t => {
   t.equal(sampled.missed, 0)
   t.equal(audited.missed, 0)
   t.strictSame(sampled.root, audited.root)
+})
+
+/** Into two stores at once, each with its own parent. */
+async function pullBoth(
+  stores: readonly [Store, Store],
+  source: FakeExport,
+  parents: readonly (TreeSide | undefined)[],
+) {
+  const [first, second] = stores
+  return await withDraft(first, a =>
+    withDraft(second, async b => {
+      const sinks = [a, b].map((draft, i) => ({ parent: parents[i], isAudit: false, store: stores[i]!, draft }))
+      const results = await pullDisk({ ...base(source), sinks }, never)
+      return results.map(result => onlyDisk([result]))
+    }),
+  )
+}
+
+async function twoStores(t: Test): Promise<[Store, Store]> {
+  const paths = ['a', 'b'].map(name => `${t.testdir()}/${name}`)
+  for (const path of paths) await Store.init(path)
+  return [await Store.open(paths[0]!), await Store.open(paths[1]!)]
+}
+
+t.test('whatever changed, one read gives two stores the disk byte for byte, also where one has no parent', async t => {
+  const stores = await twoStores(t)
+  const source = new FakeExport(Buffer.alloc(60 * CHUNK + 9))
+  source.write(0, fill(30 * CHUNK, 11))
+  const geometry = { size: source.size, chunkSize: CHUNK }
+  const readBytes = () => source.reads.reduce((sum, { length }) => sum + length, 0)
+
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(fc.tuple(fc.nat(60 * CHUNK), fc.nat(200_000), fc.nat(255)), { maxLength: 5 }),
+      fc.constantFrom('both', 'first', 'second', 'none'),
+      async (edits, withParent) => {
+        const parentsBefore = await pullBoth(stores, source, [undefined, undefined])
+        source.checkpoint()
+        for (const [at, length, seed] of edits) source.write(at, fill(Math.min(length, source.size - at), seed))
+        const has = [withParent === 'both' || withParent === 'first', withParent === 'both' || withParent === 'second']
+        const parents = parentsBefore.map(({ root }, i) => (has[i] ? { root, geometry } : undefined))
+        const alone = await Promise.all(stores.map((store, i) => pull(store, source, parents[i])))
+        source.reads.length = 0
+
+        const together = await pullBoth(stores, source, parents)
+
+        t.strictSame(
+          together.map(({ root }) => root),
+          alone.map(({ root }) => root),
+        )
+        t.equal(
+          readBytes(),
+          Math.max(...together.map(({ statistics }) => statistics.readBytes)),
+          'nothing is read twice',
+        )
+        for (const [i, store] of stores.entries()) {
+          t.ok((await readBack(store, together[i]!.root, geometry)).equals(source.bytes))
+        }
+      },
+    ),
+    { numRuns: 12 },
+  )
+  for (const store of stores) await store[Symbol.asyncDispose]()
+})
+
+t.test('a store that fails half way leaves the other one whole', async t => {
+  const stores = await twoStores(t)
+  const source = new FakeExport(Buffer.alloc(600 * CHUNK))
+  source.write(0, fill(600 * CHUNK, 17))
+  let calls = 0
+  const full = new BackupError('E_NO_SPACE', 'no room')
+
+  const [good, bad] = await withDraft(stores[0], a =>
+    withDraft(stores[1], b => {
+      const failing: PointDraft = Object.create(b, {
+        storeChunks: {
+          value: (...args: Parameters<PointDraft['storeChunks']>) =>
+            ++calls > 2 ? Promise.reject(full) : b.storeChunks(...args),
+        },
+        tree: { value: b.tree.bind(b) },
+      })
+      const sinks = [a, failing].map((draft, i) => ({ parent: undefined, isAudit: false, store: stores[i]!, draft }))
+      return pullDisk({ ...base(source), sinks }, never)
+    }),
+  )
+
+  t.match(bad, { kind: 'failed', error: { code: 'E_NO_SPACE' } })
+  t.ok(calls < 6, 'nothing more is given to the one that failed')
+  const { root } = onlyDisk([good!])
+  t.ok((await readBack(stores[0], root, { size: source.size, chunkSize: CHUNK })).equals(source.bytes))
+  for (const store of stores) await store[Symbol.asyncDispose]()
 })

@@ -11,6 +11,7 @@ import { Store } from '../../src/store/store.js'
 import { FakeExport } from '../fakes/fake-export.js'
 import { MemoryProvider } from '../fakes/memory-provider.js'
 import { SimulatedFs } from '../fakes/simulated-fs.js'
+import { onlyDisk } from '../harness/only-disk.js'
 import { CHUNK, contentsOf, never, pull, readDisk, sideOf } from './harness.js'
 
 const ROOT = '/store'
@@ -42,20 +43,19 @@ async function pullExport(store: Store, source: FakeExport, parent?: RecoveryPoi
   await using run = await store.runs.begin('pull')
   await using draft = await store.draft(run)
   const geometry = { size: source.size, chunkSize: CHUNK }
-  const pulled = await pullDisk(
-    {
-      source,
-      geometry,
-      parent: parent === undefined ? undefined : sideOf(parent),
-      isAudit: false,
-      canaries: { count: 0, random: Math.random },
-      store,
-      draft,
-      pool: new BufferPool(4, BATCH_BYTES),
-      onPlanned: () => {},
-      onProgress: () => {},
-    },
-    never,
+  const pulled = onlyDisk(
+    await pullDisk(
+      {
+        source,
+        geometry,
+        sinks: [{ parent: parent === undefined ? undefined : sideOf(parent), isAudit: false, store, draft }],
+        canaries: { count: 0, random: Math.random },
+        pool: new BufferPool(4, BATCH_BYTES),
+        onPlanned: () => {},
+        onProgress: () => {},
+      },
+      never,
+    ),
   )
   source.checkpoint()
   const point = await draft.commit(contentsOf(geometry, pulled.root, parent))

@@ -49,20 +49,22 @@ function point(name: string, fields: Partial<RecoveryPoint> = {}): RecoveryPoint
 
 const made = (name: string): DomainOutcome => ({
   status: 'success',
-  domain: { uuid: 'u', name },
+  domain: { uuid: `uuid of ${name}`, name },
+  target: 'nas',
   point: point(name),
   warnings: [{ code: 'W_CHAIN', message: 'bitmap lost' }],
   durationMs: 81_000,
 })
 const failed = (name: string, code: 'E_AGENT' | 'E_LOCKED' | 'E_INTERRUPTED'): DomainOutcome => ({
   status: 'failed',
-  domain: { uuid: 'u', name },
+  domain: { uuid: `uuid of ${name}`, name },
+  target: 'nas',
   error: new BackupError(code, `${name} failed`),
   durationMs: 5,
 })
 const run = (outcomes: DomainOutcome[], interrupted?: number) => ({
   outcomes,
-  target: 'nas',
+  targets: ['nas'],
   started: 0,
   durationMs: 208_400,
   interrupted,

@@ -4,9 +4,10 @@ import { systemClock } from '../../../src/base/clock.js'
 import { BackupError } from '../../../src/base/errors.js'
 import type { ProgressEvent } from '../../../src/jobs/progress.js'
 import { pullDomains } from '../../../src/jobs/pull-domains.js'
-import type { PullResult } from '../../../src/jobs/pull-job.js'
+import type { PullResult, TargetOutcome } from '../../../src/jobs/pull-job.js'
 import type { PullRequest } from '../../../src/jobs/pull-ports.js'
 import { recoveryPoint } from '../../harness/points.js'
+import type { StorePort } from '../../../src/store/store-types.js'
 
 const requestOf = (name: string): PullRequest => ({
   domain: { uuid: `uuid of ${name}`, name },
@@ -23,21 +24,32 @@ function resultFor(request: PullRequest, warnings: PullResult['warnings'] = []):
   }
 }
 
+const target = { name: 'nas', store: {} as StorePort }
+
 function portsWith(run: (request: PullRequest) => Promise<PullResult>) {
   const events: ProgressEvent[] = []
   const progress = { report: (event: ProgressEvent) => void events.push(event) }
-  return { events, ports: { job: { run }, progress, clock: systemClock } }
+  const job = {
+    targets: [target],
+    run: async (request: PullRequest): Promise<TargetOutcome[]> =>
+      run(request).then(
+        result => [{ kind: 'made', target, ...result }],
+        (error: unknown) => [{ kind: 'failed', target, error }],
+      ),
+  }
+  const pullsOf = (...names: string[]) => names.map(name => ({ request: requestOf(name), job }))
+  return { events, pullsOf, ports: { progress, clock: systemClock } }
 }
 
 const { signal } = new AbortController()
 
 t.test('a domain that fails does not keep the others back', async t => {
-  const { ports, events } = portsWith(async request => {
+  const { ports, pullsOf, events } = portsWith(async request => {
     if (request.domain.name === 'b') throw new BackupError('E_AGENT', 'silent')
     return resultFor(request)
   })
 
-  const outcomes = await pullDomains(ports, { requests: ['a', 'b', 'c'].map(requestOf), parallel: 1 }, signal)
+  const outcomes = await pullDomains(ports, { pulls: pullsOf('a', 'b', 'c'), parallel: 1 }, signal)
 
   t.match(outcomes, [
     { status: 'success', domain: { name: 'a' } },
@@ -50,14 +62,14 @@ t.test('a domain that fails does not keep the others back', async t => {
 t.test('no more domains run at once than asked for', async t => {
   let running = 0
   let most = 0
-  const { ports } = portsWith(async request => {
+  const { ports, pullsOf } = portsWith(async request => {
     most = Math.max(most, ++running)
     await new Promise(resolve => setImmediate(resolve))
     running--
     return resultFor(request)
   })
 
-  await pullDomains(ports, { requests: ['a', 'b', 'c', 'd', 'e'].map(requestOf), parallel: 2 }, signal)
+  await pullDomains(ports, { pulls: pullsOf('a', 'b', 'c', 'd', 'e'), parallel: 2 }, signal)
 
   t.equal(most, 2)
 })
@@ -65,20 +77,45 @@ t.test('no more domains run at once than asked for', async t => {
 t.test('after an abort no further domain is begun', async t => {
   const controller = new AbortController()
   const begun: string[] = []
-  const { ports } = portsWith(async request => {
+  const { ports, pullsOf } = portsWith(async request => {
     begun.push(request.domain.name)
     controller.abort(new BackupError('E_INTERRUPTED', 'enough'))
     throw controller.signal.reason
   })
 
-  const outcomes = await pullDomains(ports, { requests: ['a', 'b'].map(requestOf), parallel: 1 }, controller.signal)
+  const outcomes = await pullDomains(ports, { pulls: pullsOf('a', 'b'), parallel: 1 }, controller.signal)
 
   t.strictSame(begun, ['a'])
   t.match(outcomes, [{ error: { code: 'E_INTERRUPTED' } }, { error: { code: 'E_INTERRUPTED' } }])
 })
 
 t.test('a point that lacks a disk is partial', async t => {
-  const { ports } = portsWith(async request => resultFor(request, [{ code: 'W_DISK_SKIPPED', message: 'vdb' }]))
+  const { ports, pullsOf } = portsWith(async request =>
+    resultFor(request, [{ code: 'W_DISK_SKIPPED', message: 'vdb' }]),
+  )
 
-  t.match(await pullDomains(ports, { requests: [requestOf('a')], parallel: 1 }, signal), [{ status: 'partial' }])
+  t.match(await pullDomains(ports, { pulls: pullsOf('a'), parallel: 1 }, signal), [{ status: 'partial' }])
+})
+
+t.test('a target that fails leaves the domain partial, with one outcome per target', async t => {
+  const { ports, events } = portsWith(async request => resultFor(request))
+  const offsite = { ...target, name: 'offsite' }
+  const job = {
+    targets: [target, offsite],
+    run: async (request: PullRequest): Promise<TargetOutcome[]> => [
+      { kind: 'made', target, ...resultFor(request) },
+      { kind: 'failed', target: offsite, error: new BackupError('E_NO_SPACE', 'full') },
+    ],
+  }
+
+  const outcomes = await pullDomains(ports, { pulls: [{ request: requestOf('a'), job }], parallel: 1 }, signal)
+
+  t.match(outcomes, [
+    { status: 'success', target: 'nas', domain: { name: 'a' } },
+    { status: 'failed', target: 'offsite', error: { code: 'E_NO_SPACE' } },
+  ])
+  t.match(
+    events.filter(({ kind }) => kind === 'finished'),
+    [{ status: 'partial', error: { code: 'E_NO_SPACE' } }],
+  )
 })
