@@ -83,7 +83,7 @@ async function goOnWithout<T>(order: FreezeOrder, reason: string, begin: () => P
   if (order.mode === 'required') {
     throw new BackupError('E_AGENT', `the file systems of ${order.domain.name} could not be frozen`, {
       why: reason,
-      hints: ['install and start qemu-guest-agent in the guest', 'or allow crash-consistent backups:   --freeze auto'],
+      hints: ['install and start qemu-guest-agent in the guest', 'or allow crash-consistent backups:   --quiesce'],
     })
   }
   const warning: Warning = { code: 'W_NOT_QUIESCED', message: `${order.domain.name} was not frozen: ${reason}` }
@@ -121,7 +121,7 @@ class GuestFileSystems {
     } catch (error) {
       if (!isNativeFailure(error)) throw error
       // Without an agent channel nothing has been asked.
-      if (error.libvirtCode === NO_AGENT_CHANNEL) return messageOf(error)
+      if (error.libvirtCode === NO_AGENT_CHANNEL) return 'it has no channel for a guest agent'
       const late = await this.#thawOnce().then(
         () => '',
         (failure: unknown) => `; thawing, to be safe, failed as well: ${messageOf(failure)}`,
