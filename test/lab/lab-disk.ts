@@ -25,6 +25,8 @@ export interface LabDiskSpec {
   readonly block?: boolean
   /** `content` is in an image below, and the domain's own image is empty. */
   readonly backed?: boolean
+  /** Socket of an NBD export without a name below the image: it must hold `content`, and the domain's own image is empty. */
+  readonly over?: string
   /** Attributes of the `<driver>` element beside name, type and discard. */
   readonly driver?: string
 }
@@ -87,6 +89,11 @@ export class LabDisk {
       await rename(files.path, `${files.shadow}.base`)
       const below = ['-b', `${files.shadow}.base`, '-F', format]
       await run('qemu-img', ['create', '-q', '-f', format, ...options, ...below, files.path])
+    }
+    if (spec.over !== undefined) {
+      const node = { driver: 'raw', file: { driver: 'nbd', export: '', server: { type: 'unix', path: spec.over } } }
+      const below = ['-u', '-F', 'raw', '-b', `json:${JSON.stringify(node)}`]
+      await run('qemu-img', ['create', '-q', '-f', format, ...options, ...below, files.path, String(spec.size)])
     }
     return disk
   }
