@@ -1,12 +1,14 @@
 import { randomBytes } from 'node:crypto'
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import { BackupError } from '../base/errors.js'
 import { decodeInstantState, encodeInstantState, type InstantState, isInstantId } from '../format/instant-state.js'
-import { createOverlay, isOverlay } from '../image/overlay.js'
+import { createOverlay, isOverlay, isOverlayOn } from '../image/overlay.js'
 import { InstantRestore, resumable, type RunningRestore } from '../jobs/instant-restore.js'
 import { planRestore } from '../jobs/restore-plan.js'
+import type { Hypervisor } from '../libvirt/hypervisor.js'
 import { withDisksOf } from '../libvirt/restore-xml.js'
 import type { StorePort } from '../store/store-types.js'
 import type { Envelope } from './base-command.js'
@@ -48,7 +50,9 @@ export async function runInstant(session: Session, wish: InstantWish): Promise<E
       : `Its disks are not filled in: it needs this to go on. Later: virtvault restore --resume ${state.id}`,
   ])
   if (!wish.hydrate) {
-    await new Promise<void>(ended => session.signal.addEventListener('abort', () => ended(), { once: true }))
+    await restore.stand(running, session.signal).catch((error: unknown) => {
+      throw resumable(error, state)
+    })
     return documentOf(running, { isHydrated: false })
   }
   const started = session.clock.monotonic()
@@ -104,6 +108,7 @@ async function startInstant(
   await makePassableDirectory(destination.path)
   await mkdir(runtimeDir(), { recursive: true })
   session.signal.throwIfAborted()
+  await refuseSecond(domain.name ?? point.domain.name)
   return await restore.start({
     id,
     storeId: store.id,
@@ -135,7 +140,7 @@ async function makeInstantRestore(
 ): Promise<InstantRestore> {
   const user = await qemuUserOf(machine)
   return new InstantRestore({
-    host: machine.hypervisor.connection,
+    host: patientHost(machine.hypervisor),
     pullBytesPerSecond,
     domains: await makeDomainRestore(store, machine, await makeImages()),
     serve: async where => {
@@ -144,6 +149,7 @@ async function makeInstantRestore(
     },
     createOverlay: spec => createOverlay({ ...spec, owner: user }),
     isOverlay,
+    isOverlayOn,
     withDisksOf,
     removeFile: path => rm(path, { force: true }),
     saveState,
@@ -159,6 +165,21 @@ interface InstantParts {
   readonly pullBytesPerSecond: number
 }
 
+/** Connects again after a restart of libvirt, for what may be asked twice. */
+function patientHost(hypervisor: Hypervisor): ConstructorParameters<typeof InstantRestore>[0]['host'] {
+  return {
+    lookupDomain: key => hypervisor.call(connection => connection.lookupDomain(key)),
+    createDomain: (uuid, options) => hypervisor.connection.createDomain(uuid, options),
+    defineDomain: (xml, options) => hypervisor.call(connection => connection.defineDomain(xml, options)),
+    undefineDomain: (uuid, flags) => hypervisor.connection.undefineDomain(uuid, flags),
+    resumeDomain: uuid => hypervisor.call(connection => connection.resumeDomain(uuid)),
+    domainXml: (uuid, options) => hypervisor.call(connection => connection.domainXml(uuid, options)),
+    blockPull: (uuid, disk, bandwidth) => hypervisor.connection.blockPull(uuid, disk, bandwidth),
+    blockJobInfo: (uuid, disk) => hypervisor.call(connection => connection.blockJobInfo(uuid, disk)),
+    diskErrors: uuid => hypervisor.call(connection => connection.diskErrors(uuid)),
+  }
+}
+
 function statePath(id: string): string {
   return join(stateDir(), 'instant', `${id}.json`)
 }
@@ -169,6 +190,21 @@ async function saveState(state: InstantState): Promise<void> {
   // It holds the domain's definition, secrets included.
   await writeFile(`${path}.tmp`, encodeInstantState(state), { mode: 0o600, flush: true })
   await rename(`${path}.tmp`, path)
+}
+
+/** Rejects with E_EXISTS where a domain of this name is being restored so, or was when its restore was killed. */
+async function refuseSecond(name: string): Promise<void> {
+  const files = await readdir(join(stateDir(), 'instant')).catch(() => [])
+  for (const file of files) {
+    const id = file.replace(/\.json$/, '')
+    const state = await loadState(id).catch(() => undefined)
+    // Where they were removed, nobody wants to go on.
+    if (state?.domain.name !== name || !state.disks.some(({ image }) => existsSync(image))) continue
+    throw new BackupError('E_EXISTS', `an instant restore of ${name} was begun already`, {
+      why: `its overlays: ${state.disks.map(({ image }) => image).join(', ')}`,
+      hints: [`go on with it:   virtvault restore --resume ${id}`],
+    })
+  }
 }
 
 /** Rejects with E_NOT_FOUND, E_DAMAGED. */

@@ -14,6 +14,8 @@ export interface InstantState {
   readonly disks: readonly InstantDisk[]
   /** A definition whose disks are as they shall be when the domain needs its export no more. */
   readonly hydratedXml: string
+  /** false: no domain has written to the overlays yet. */
+  readonly started: boolean
 }
 
 export interface InstantDisk {
@@ -48,6 +50,8 @@ export function decodeInstantState(bytes: Uint8Array): InstantState {
       socket: text(fields, 'socket'),
       disks: disks.map(disk => ({ target: text(record(disk), 'target'), image: text(record(disk), 'image') })),
       hydratedXml: text(fields, 'hydratedXml'),
+      // States of before this was noted are of domains that run.
+      started: fields['started'] !== false,
     }
   } catch (error) {
     throw damaged('the state of an instant restore', error instanceof Error ? error.message : String(error), error)

@@ -48,9 +48,18 @@ export async function createOverlay(spec: OverlaySpec): Promise<void> {
 
 /** Whether an image reads from another one what it has not itself; fine while a domain uses it. Rejects with E_IO. */
 export async function isOverlay(path: string): Promise<boolean> {
+  return (await imageInfo(path)).includes('"backing-filename"')
+}
+
+/** Whether it is an overlay on an export at this socket; not so where it is not there. Rejects with E_IO. */
+export async function isOverlayOn(path: string, socket: string): Promise<boolean> {
+  if ((await stat(path).catch(() => undefined)) === undefined) return false
+  return (await imageInfo(path)).includes(socket)
+}
+
+async function imageInfo(path: string): Promise<string> {
   try {
-    const { stdout } = await promisify(execFile)('qemu-img', ['info', '-U', '--output=json', path])
-    return /"backing-filename"/.test(stdout)
+    return (await promisify(execFile)('qemu-img', ['info', '-U', '--output=json', path])).stdout
   } catch (cause) {
     throw new BackupError('E_IO', `cannot look at ${path}: ${messageOf(cause)}`, { cause })
   }

@@ -16,6 +16,8 @@ const POLL_MS = 500
 const MAX_PULLS = 5
 const VIR_DOMAIN_PAUSED = 3
 const VIR_DOMAIN_PAUSED_IOERROR = 5
+/** virDomainDiskErrorCode: the image's file system is full. */
+const VIR_DOMAIN_DISK_ERROR_NO_SPACE = 2
 /** NVRAM goes, which is a copy of what the store has. */
 const VIR_DOMAIN_UNDEFINE_NVRAM = 4
 
@@ -30,6 +32,7 @@ export interface InstantPorts {
     | 'domainXml'
     | 'blockPull'
     | 'blockJobInfo'
+    | 'diskErrors'
   >
   /** Of filling one disk in; what the guest itself reads is never held up. */
   readonly pullBytesPerSecond?: number | undefined
@@ -48,6 +51,8 @@ export interface InstantPorts {
   readonly withDisksOf: (xml: string, other: string) => string
   /** Whether an image still reads from another one. */
   readonly isOverlay: (path: string) => Promise<boolean>
+  /** Whether it is an overlay on an export at this socket; not so where it is not there. */
+  readonly isOverlayOn: (path: string, socket: string) => Promise<boolean>
   readonly removeFile: (path: string) => Promise<void>
   /** Durable when it resolves. */
   readonly saveState: (state: InstantState) => Promise<void>
@@ -78,9 +83,16 @@ export interface RunningRestore extends AsyncDisposable {
  * has, and fills them in behind the running guest. What the guest writes is in
  * its overlays from the first moment on. Where the export dies, the domain is
  * paused at its next read of it, and nothing is lost: resume() serves again.
+ *
+ * QEMU 7.2 notices a dead export by a read that fails, and then fails one or
+ * more further ones while it connects again: a domain is paused several times
+ * after its export has come back, at any time later. So hydrate() and stand()
+ * let it go on again and again, not only resume() once.
  */
 export class InstantRestore {
   readonly #ports: InstantPorts
+  /** Ids of those that need their export and their state no more. */
+  readonly #hydrated = new Set<string>()
 
   constructor(ports: InstantPorts) {
     this.#ports = ports
@@ -100,12 +112,6 @@ export class InstantRestore {
       const backing = new Map(job.disks.map(({ target, exportName }) => [target, { socket, exportName }]))
       const prepared = await domains.prepare({ ...request.domain, plan, backing })
       const images = plan.disks.map(({ disk, spec }) => ({ disk, path: resolve('path' in spec ? spec.path : '') }))
-      for (const { disk, path } of images) {
-        const behind = backing.get(disk.target)
-        if (behind === undefined) throw new Error(`bug: ${disk.target} is not served`)
-        await this.#ports.createOverlay({ path, size: disk.size, backing: behind })
-        undo.push(() => this.#ports.removeFile(path))
-      }
       const state: InstantState = {
         id: request.id,
         storeId: request.storeId,
@@ -114,12 +120,21 @@ export class InstantRestore {
         socket,
         disks: images.map(({ disk, path }) => ({ target: disk.target, image: path })),
         hydratedXml: plain.xml,
+        started: false,
       }
-      // Before the domain: whoever finds it can go on with it.
+      // Before all that it names: whoever finds that can go on with it, or remove it.
       await this.#ports.saveState(state)
       undo.push(() => this.#ports.dropState(state.id))
+      for (const { disk, path } of images) {
+        const behind = backing.get(disk.target)
+        if (behind === undefined) throw new Error(`bug: ${disk.target} is not served`)
+        await this.#ports.createOverlay({ path, size: disk.size, backing: behind })
+        undo.push(() => this.#ports.removeFile(path))
+      }
       undo.push(() => host.undefineDomain(prepared.uuid, VIR_DOMAIN_UNDEFINE_NVRAM).catch(() => undefined))
       await domains.finish(prepared, 'start')
+      // From now on the overlays may hold what a guest wrote.
+      await this.#ports.saveState({ ...state, started: true })
       return this.#running(job, { state, notes: prepared.notes, startedMs: clock.monotonic() - started })
     } catch (error) {
       for (const step of undo.reverse()) await step()
@@ -127,14 +142,21 @@ export class InstantRestore {
     }
   }
 
-  /** Serves again for a domain whose export died, and lets it run on. Rejects as ServeJob, with E_NOT_FOUND, E_LIBVIRT. */
+  /**
+   * Serves again for a domain whose export died, and lets it run on; starts it
+   * where it is off. Rejects as ServeJob, with E_LIBVIRT, and with E_NOT_FOUND
+   * where there is no such domain: of one that never ran nothing is left then.
+   */
   async resume(state: InstantState, point: RecoveryPoint): Promise<RunningRestore> {
     const { clock, host } = this.#ports
     const started = clock.monotonic()
-    const { uuid } = await host.lookupDomain(state.domain.uuid)
+    const { uuid } = await host.lookupDomain(state.domain.uuid).catch((error: unknown) => this.#noDomain(state, error))
     const job = await this.#ports.serve({ point, disks: state.disks.map(({ target }) => target), socket: state.socket })
     try {
-      await this.#letRun(uuid)
+      const { id } = await host.lookupDomain(uuid)
+      if (id < 0) await host.createDomain(uuid, {})
+      else await this.#unpause(uuid, job)
+      if (!state.started) await this.#ports.saveState({ ...state, started: true })
       return this.#running(job, { state, notes: [], startedMs: clock.monotonic() - started })
     } catch (error) {
       await job[Symbol.asyncDispose]()
@@ -142,10 +164,54 @@ export class InstantRestore {
     }
   }
 
+  /** What a start left that was killed before the domain was known to libvirt; its overlays are empty. */
+  async #noDomain(state: InstantState, error: unknown): Promise<never> {
+    if (errorCodeOf(error) !== 'E_NOT_FOUND') throw error
+    const { name } = state.domain
+    const overlays: string[] = []
+    for (const { image } of state.disks) {
+      if (await this.#ports.isOverlayOn(image, state.socket)) overlays.push(image)
+    }
+    if (state.started && overlays.length > 0) {
+      throw new BackupError('E_NOT_FOUND', `${name}, which was restored, is gone from this host`, {
+        why: `its overlays hold what it wrote, and need the export for the rest: ${overlays.join(', ')}`,
+        hints: [
+          `define it again and go on:   virtvault restore --resume ${state.id}`,
+          'or remove the overlays, and restore anew',
+        ],
+        cause: error,
+      })
+    }
+    for (const overlay of overlays) await this.#ports.removeFile(overlay)
+    await this.#ports.dropState(state.id)
+    throw new BackupError(
+      'E_NOT_FOUND',
+      `${name} is not on this host: its restore was ended before it ran, or it was removed since`,
+      {
+        why: 'what there was of it is removed now',
+        hints: ['run restore --instant again'],
+        cause: error,
+      },
+    )
+  }
+
+  /**
+   * Keeps the domain running on its export until it is interrupted: then it
+   * resolves. Outlives restarts of libvirt. Rejects with E_LIBVIRT, E_NOT_FOUND
+   * where the domain was undefined meanwhile.
+   */
+  async stand({ state, job }: RunningRestore, signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      await this.#patiently(() => this.#unpause(state.domain.uuid, job))
+      await this.#ports.clock.sleep(POLL_MS, signal).catch(() => undefined)
+    }
+  }
+
   /**
    * Fills the overlays until they need the export no more, beside the running
-   * guest. Rejects with E_DOMAIN_STATE where it was shut off meanwhile,
-   * E_DAMAGED, E_LIBVIRT, E_INTERRUPTED; resume() and this can be tried again.
+   * guest. Outlives restarts of libvirt. Rejects with E_DOMAIN_STATE where it
+   * was shut off meanwhile, E_DAMAGED, E_LIBVIRT, E_INTERRUPTED; resume() and
+   * this can be tried again.
    */
   async hydrate(running: RunningRestore, signal: AbortSignal): Promise<void> {
     const { host, progress } = this.#ports
@@ -154,7 +220,7 @@ export class InstantRestore {
     // Also its own way with errors comes back, of which the guest knows nothing until its next start.
     const inactive = await host.domainXml(state.domain.uuid, { inactive: true, secure: true })
     await host.defineDomain(this.#ports.withDisksOf(inactive, state.hydratedXml), { validate: true })
-    await this.#ports.dropState(state.id)
+    this.#hydrated.add(state.id)
     progress.report({ kind: 'finished', subject: state.domain.name, status: 'success', point: state.pointId })
   }
 
@@ -168,8 +234,13 @@ export class InstantRestore {
     let pulls = 0
     for (;;) {
       throwIfAborted(signal)
-      const info = await host.blockJobInfo(uuid, disk.target).catch((error: unknown) => this.#whyNot(state, error))
-      if (info !== undefined) {
+      const info = await this.#patiently(async () => {
+        await this.#unpause(uuid, job)
+        return (await host.blockJobInfo(uuid, disk.target)) ?? 'none'
+      }).catch((error: unknown) => this.#whyNot(state, error))
+      if (info === undefined) {
+        progress.report({ kind: 'phase', subject: name, phase: 'libvirt is away' })
+      } else if (info !== 'none') {
         const { current, end } = info
         progress.report({
           kind: 'disk',
@@ -189,10 +260,10 @@ export class InstantRestore {
         if (pulls++ === MAX_PULLS) {
           throw new BackupError('E_LIBVIRT', `${name}: the pull of disk ${disk.target} ends early again and again`)
         }
-        await this.#letRun(uuid)
-        await host
-          .blockPull(uuid, disk.target, this.#ports.pullBytesPerSecond ?? 0)
-          .catch((error: unknown) => this.#whyNot(state, error))
+        const rate = this.#ports.pullBytesPerSecond ?? 0
+        await this.#patiently(() => host.blockPull(uuid, disk.target, rate)).catch((error: unknown) =>
+          this.#whyNot(state, error),
+        )
       }
       await clock.sleep(POLL_MS, signal)
     }
@@ -209,16 +280,38 @@ export class InstantRestore {
     })
   }
 
-  /** Starts it where it is off; lets it go on where it was paused for want of the export. */
-  async #letRun(uuid: string): Promise<void> {
+  /** Lets it go on where it was paused for want of the export; not where it would meet the same again. */
+  async #unpause(uuid: string, job: ServeJob): Promise<void> {
     const { host } = this.#ports
     const { id, state, reason } = await host.lookupDomain(uuid)
-    if (id < 0) await host.createDomain(uuid, {})
-    else if (state === VIR_DOMAIN_PAUSED && reason === VIR_DOMAIN_PAUSED_IOERROR) await host.resumeDomain(uuid)
+    if (id < 0 || state !== VIR_DOMAIN_PAUSED || reason !== VIR_DOMAIN_PAUSED_IOERROR) return
+    if (job.failedReads > 0) return
+    const errors = await host.diskErrors(uuid)
+    if (errors.some(({ error }) => error === VIR_DOMAIN_DISK_ERROR_NO_SPACE)) return
+    await host.resumeDomain(uuid).catch((cause: unknown) => {
+      // Somebody else was quicker, or it has ended: the next look tells.
+      if (errorCodeOf(cause) === 'E_LIBVIRT_CONNECT') throw cause
+    })
+  }
+
+  /** undefined where libvirt could not be reached: it may be restarted, and the domain needs its export all the while. */
+  async #patiently<T>(call: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await call()
+    } catch (error) {
+      if (errorCodeOf(error) === 'E_LIBVIRT_CONNECT') return undefined
+      throw error
+    }
   }
 
   #running(job: ServeJob, parts: Omit<RunningRestore, 'job' | typeof Symbol.asyncDispose>): RunningRestore {
-    return { ...parts, job, [Symbol.asyncDispose]: () => job[Symbol.asyncDispose]() }
+    const { id } = parts.state
+    const end = async () => {
+      await job[Symbol.asyncDispose]()
+      // Last: whoever is killed before has a state to go on with, which cleans up.
+      if (this.#hydrated.has(id)) await this.#ports.dropState(id)
+    }
+    return { ...parts, job, [Symbol.asyncDispose]: end }
   }
 }
 

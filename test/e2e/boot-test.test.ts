@@ -1,16 +1,12 @@
-import { execFile } from 'node:child_process'
 import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 
 import t from 'tap'
 
-import { cliEnvironment } from '../demo/virtvault-cli.js'
+import { LabProgram, linuxPoint } from '../harness/linux-point.js'
 import { requires } from '../harness/requires.js'
 import { MIB } from '../lab/fill.js'
 import { Lab } from '../lab/lab.js'
-
-const MAIN = fileURLToPath(new URL('../../src/cli/main.cjs', import.meta.url))
 
 // A real Linux boots several times, on an emulated processor.
 t.setTimeout(600_000)
@@ -20,29 +16,14 @@ t.test(
   { ...requires('lab'), timeout: 600_000 },
   async t => {
     await using lab = await Lab.start()
-    const store = lab.path('store')
-    const runtime = lab.path('r')
-    const env = {
-      ...process.env,
-      ...cliEnvironment(lab),
-      VIRTVAULT_TARGET: store,
-      VIRTVAULT_CONNECT: lab.uri,
-      VIRTVAULT_RUNTIME_DIR: runtime,
-    }
-    const virtvault = (...args: string[]) =>
-      new Promise<{ code: number; stdout: string; stderr: string }>(done => {
-        const child = execFile(MAIN, args, { env, maxBuffer: 1 << 26 }, (_, stdout, stderr) => {
-          done({ code: child.exitCode ?? -1, stdout, stderr })
-        })
-      })
-    const guest = await lab.linuxGuest({
-      name: 'linux',
+    await using program = new LabProgram(lab)
+    const { store } = program
+    const virtvault = (...args: string[]) => program.run(...args)
+    const command = 'echo precious > /mnt/vda/file; head -c 8000000 /dev/urandom > /mnt/vda/noise'
+    const guest = await linuxPoint(lab, program, {
       disks: [{ target: 'vda', size: 64 * MIB, fileSystem: 'ext4' }],
+      command,
     })
-    await guest.start()
-    await guest.exec('echo precious > /mnt/vda/file; head -c 8000000 /dev/urandom > /mnt/vda/noise; sync')
-    t.equal((await virtvault('init', store)).code, 0)
-    t.equal((await virtvault('backup', 'pull', 'linux')).code, 0)
 
     const good = await virtvault('verify', 'linux', '--level', 'boot', '--json')
     t.equal(good.code, 0, good.stderr + good.stdout)
@@ -76,7 +57,7 @@ t.test(
 
     t.match(await lab.virsh('list', '--all', '--name'), /^\s*linux\s*$/, 'no trial is left')
     t.strictSame(
-      readdirSync(runtime).filter(name => name.startsWith('boot-')),
+      readdirSync(program.runtimeDir).filter(name => name.startsWith('boot-')),
       [],
     )
   },

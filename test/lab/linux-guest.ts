@@ -106,13 +106,16 @@ export class LinuxGuest {
     }
   }
 
+  /** Where the domain is paused, as for want of its disk, it must go on by itself in time. */
   async #agent<T>(command: string, args: object): Promise<T> {
-    const text = await this.#lab.virsh(
-      'qemu-agent-command',
-      this.domain.uuid,
-      JSON.stringify({ execute: command, arguments: args }),
-    )
-    return (JSON.parse(text) as { return: T }).return
+    const { uuid } = this.domain
+    for (;;) {
+      const json = JSON.stringify({ execute: command, arguments: args })
+      const { code, stdout, stderr } = await this.#lab.tryVirsh('qemu-agent-command', uuid, json)
+      if (code === 0) return (JSON.parse(stdout) as { return: T }).return
+      if (!stderr.includes('domain is not running')) throw new Error(`${command} in ${this.domain.name}: ${stderr}`)
+      await this.domain.waitFor('running')
+    }
   }
 }
 

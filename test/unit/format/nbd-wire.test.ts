@@ -70,6 +70,7 @@ t.test('the state of an instant restore comes back, and a spoilt one is E_DAMAGE
     socket: '/run/x.sock',
     disks: [{ target: 'vda', image: '/a.qcow2' }],
     hydratedXml: '<domain/>',
+    started: true,
   }
   const bytes = Buffer.from(encodeInstantState(state))
   t.strictSame(decodeInstantState(bytes), state)
