@@ -58,8 +58,9 @@ for (const name of NAMES) {
 const scratch = mkdtempSync(join(tmpdir(), 'virtvault-bundle-'))
 try {
   for (const name of NAMES) {
-    const { status } = spawnSync(process.execPath, [WARM_UP, name, scratch], { stdio: ['ignore', 'ignore', 'inherit'] })
-    if (status !== 0) throw new Error(`${name} could not be compiled`)
+    // What the commands say that are run to be compiled is of interest only where one fails.
+    const { status, stderr } = spawnSync(process.execPath, [WARM_UP, name, scratch], { encoding: 'utf8' })
+    if (status !== 0) throw new Error(`${name} could not be compiled: ${stderr}`)
   }
 } finally {
   rmSync(scratch, { recursive: true })
