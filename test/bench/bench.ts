@@ -17,7 +17,7 @@ import { makeReport, toMarkdown } from './report.js'
 import { restoreCases } from './restore-cases.js'
 import { startCases } from './start-cases.js'
 import { storeCases } from './store-cases.js'
-import type { CaseResult } from './suite.js'
+import { bundleContestant, type CaseResult } from './suite.js'
 
 const CASES = [...startCases, ...fullCases, ...incrementalCases, ...restoreCases, ...domainCases, ...storeCases]
 /** Images, exports, stores and copies of one disk at one time, and a half. */
@@ -53,6 +53,7 @@ async function main(): Promise<void> {
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130))
 
   const bench = { folder, size, rounds: Number(values.rounds), say: (line: string) => console.error(line) }
+  await bundleContestant(folder)
   const results: CaseResult[] = []
   for (const one of CASES.filter(({ name }) => wanted.includes(name))) {
     bench.say(`${one.name}: ${one.about}`)

@@ -7,6 +7,7 @@
  *     contestant.js pull STORE SOCKET EXPORT [domain uuid]
  *     contestant.js restore STORE FOLDER qcow2|raw [point, from the oldest]
  *     contestant.js layout FOLDER level|packs MIB
+ *     contestant.js all STORE SOCKET EXPORT FOLDER
  *
  * $BENCH_WITHOUT leaves safety out, to see what it costs: verify, sums, sync.
  */
@@ -40,24 +41,27 @@ const STEP = 128
 const never = new AbortController().signal
 const without = new Set(process.env['BENCH_WITHOUT']?.split(',') ?? [])
 
-const [verb, location = '', ...rest] = process.argv.slice(2)
-switch (verb) {
-  case 'init':
-    await init(location, Number(rest[0] ?? 65_536), Number(rest[1] ?? 1))
-    break
-  case 'pull':
-    await pull(location, rest[0] ?? '', rest[1] ?? '')
-    break
-  case 'restore':
-    await restore(location, rest[0] ?? '', rest[1] === 'raw' ? 'raw' : 'qcow2', Number(rest[2] ?? -1))
-    break
-  case 'layout':
-    if (rest[0] === 'level') await fillLevel(location, Number(rest[1]))
-    else await fillPacks(location, Number(rest[1]))
-    break
-  case undefined:
-  default:
-    throw new Error(`bug: no verb ${String(verb)}`)
+export async function main([verb, location = '', ...rest]: readonly string[]): Promise<void> {
+  switch (verb) {
+    case 'init':
+      return await init(location, Number(rest[0] ?? 65_536), Number(rest[1] ?? 1))
+    case 'pull':
+      return await pull(location, rest[0] ?? '', rest[1] ?? '')
+    case 'restore':
+      return await restore(location, rest[0] ?? '', rest[1] === 'raw' ? 'raw' : 'qcow2', Number(rest[2] ?? -1))
+    case 'layout':
+      return await (rest[0] === 'level' ? fillLevel(location, Number(rest[1])) : fillPacks(location, Number(rest[1])))
+    case 'all':
+      // One process that runs all of it: what compiled code is made of.
+      await init(location, CHUNK, 1)
+      await pull(location, rest[0] ?? '', rest[1] ?? '')
+      await pull(location, rest[0] ?? '', rest[1] ?? '')
+      await mkdir(rest[2] ?? '')
+      return await restore(location, rest[2] ?? '', 'qcow2', -1)
+    case undefined:
+    default:
+      throw new Error(`bug: no verb ${String(verb)}`)
+  }
 }
 
 async function init(store: string, chunkSize: number, level: number): Promise<void> {

@@ -3,9 +3,12 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import { run } from '../lab/run-program.js'
+import { makeBundle } from '../tools/make-bundle.js'
+import { makeDisk, MIB } from './data.js'
+import { ServedFile } from './served-file.js'
 
 const MEASURE = fileURLToPath(new URL('../../../test/bench/measure.py', import.meta.url))
-const CONTESTANT = fileURLToPath(new URL('./contestant.js', import.meta.url))
+const CONTESTANT = fileURLToPath(new URL('./contestant-start.cjs', import.meta.url))
 export const PROGRAM = fileURLToPath(new URL('../../src/cli/main.cjs', import.meta.url))
 
 /** What one run of one command cost, as measure.py says. */
@@ -119,9 +122,21 @@ export function medianRow(row: {
   }
 }
 
-/** The command line of contestant.ts, with what program.ts sets. */
+/** The command line of contestant.ts, which bundleContestant() has made ready. */
 export function ours(...words: readonly string[]): string[] {
-  return [process.execPath, '--interrupt-budget=1000000', CONTESTANT, ...words]
+  return [process.execPath, CONTESTANT, ...words]
+}
+
+/** Makes of contestant.ts what `npm run build` makes of the executable. */
+export async function bundleContestant(folder: string): Promise<void> {
+  const [entry, outfile] = ['contestant.js', 'contestant.bundle.cjs'].map(name => join(CONTESTANT, '..', name))
+  await makeBundle({ entry: entry ?? '', outfile: outfile ?? '' })
+  const [raw, store, out] = ['warm.raw', 'warm', 'warm-out'].map(name => join(folder, name))
+  const { path } = await makeDisk(raw ?? '', 64 * MIB, 1)
+  const served = new ServedFile(path, folder)
+  const [node = '', ...words] = ours('all', store ?? '', served.socket, 'vda', out ?? '')
+  await served.during(() => run(node, words, { env: { BENCH_COMPILE: '1' } }))
+  for (const left of [raw, store, out]) await rm(left ?? '', { recursive: true, force: true })
 }
 
 export async function emptyFolder(path: string): Promise<void> {

@@ -3,19 +3,17 @@
  * `compile-bundle.cjs NAME SCRATCH`. Functions that never ran stay out, since
  * reading them back would cost each start more than compiling them does once.
  */
-const fs: typeof import('node:fs') = require('node:fs')
 const path: typeof import('node:path') = require('node:path')
-const v8: typeof import('node:v8') = require('node:v8')
 
 const bundled: import('../../src/cli/bundled.cjs').Bundled = require('../../src/cli/bundled.cjs')
+const compiled: import('./compiled.cjs').Compiled = require('./compiled.cjs')
 
 const [name = '', scratch = ''] = process.argv.slice(2)
 const file = path.join(__dirname, '../../src/cli', `${name}.bundle.cjs`)
 
 async function run(): Promise<void> {
   if (name === 'program') bundled.setFlags()
-  // What has not run for some time would be forgotten.
-  v8.setFlagsFromString('--no-flush-bytecode')
+  compiled.keepCompiled()
   const script = bundled.compile(file, undefined)
   if (name === 'front') {
     const { answerAtOnce } = bundled.runScript(script, file) as import('../../src/cli/bundled.cjs').Programs['front']
@@ -39,9 +37,7 @@ async function run(): Promise<void> {
     process.stdin.destroy()
     bundled.runScript(script, file)
   }
-  v8.setFlagsFromString('--flush-bytecode')
-  const stamp = fs.readFileSync(file, 'latin1').slice(-bundled.STAMP_BYTES - 1, -1)
-  fs.writeFileSync(`${file}.compiled`, Buffer.concat([Buffer.from(stamp, 'latin1'), script.createCachedData()]))
+  compiled.writeCompiled(script, file)
   process.exit(0)
 }
 
