@@ -19,6 +19,7 @@
         "native/codec/record_encoder.cc",
         "native/codec/record_header.cc",
         "native/codec/sha256_lanes.cc",
+        "native/codec/sha256_wide.cc",
         "native/codec/zstd.cc",
         "native/nbd/command.cc",
         "native/nbd/connection.cc",

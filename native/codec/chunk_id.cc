@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 
@@ -92,14 +93,48 @@ Id IdHasher::hash(uint8_t kind, Bytes plain) {
   return id;
 }
 
-std::array<Id, 2> IdHasher::hashPair(uint8_t kind, Bytes first, Bytes second) {
-  if (first.size() != second.size() || !sha256_lanes::isAvailable()) return {hash(kind, first), hash(kind, second)};
-  const std::array<const uint8_t*, 2> messages = {first.data(), second.data()};
-  if (!keyed_) return sha256_lanes::finish(sha256_lanes::initialState(), 0, kind, messages, first.size());
-  const auto& [inner, outer] = *keyed_;
-  const auto digests = sha256_lanes::finish(inner, kHmacBlock, kind, messages, first.size());
-  return {sha256_lanes::finishShort(outer, kHmacBlock, digests[0]),
-          sha256_lanes::finishShort(outer, kHmacBlock, digests[1])};
+size_t IdHasher::groupSize() noexcept {
+  // A keyed hash ends with a short message of its own, which only the lanes offer.
+  if (!sha256_lanes::isAvailable()) return 1;
+  return sha256_wide::isAvailable() ? sha256_wide::kLanes : sha256_lanes::kLanes;
+}
+
+void IdHasher::hashGroup(uint8_t kind, std::span<const Bytes> pieces, std::span<Id> ids) {
+  const auto inner = keyed_ ? (*keyed_)[0] : sha256_lanes::initialState();
+  const uint64_t before = keyed_ ? kHmacBlock : 0;
+  const auto settle = [&](size_t i, const Id& digest) {
+    ids[i] = keyed_ ? sha256_lanes::finishShort((*keyed_)[1], kHmacBlock, digest) : digest;
+  };
+  const size_t group = groupSize();
+  size_t i = 0;
+  if (group == sha256_wide::kLanes && pieces.size() >= sha256_wide::kWorthwhile) {
+    std::array<const uint8_t*, sha256_wide::kLanes> messages;
+    for (size_t lane = 0; lane < messages.size(); lane++) messages[lane] = pieces[std::min(lane, pieces.size() - 1)].data();
+    const auto digests = sha256_wide::finish(inner, before, kind, messages, pieces[0].size());
+    for (; i < pieces.size(); i++) settle(i, digests[i]);
+  }
+  for (; group > 1 && i + 1 < pieces.size(); i += 2) {
+    const std::array<const uint8_t*, 2> messages = {pieces[i].data(), pieces[i + 1].data()};
+    const auto digests = sha256_lanes::finish(inner, before, kind, messages, pieces[i].size());
+    settle(i, digests[0]);
+    settle(i + 1, digests[1]);
+  }
+  for (; i < pieces.size(); i++) ids[i] = hash(kind, pieces[i]);
+}
+
+void IdQueue::add(size_t number, Bytes plain) {
+  if (waiting_ > 0 && pieces_[0].size() != plain.size()) flush();
+  numbers_[waiting_] = number;
+  pieces_[waiting_] = plain;
+  if (++waiting_ == IdHasher::groupSize()) flush();
+}
+
+void IdQueue::flush() {
+  std::array<Id, kMostAtOnce> ids;
+  const size_t count = std::exchange(waiting_, 0);
+  if (count == 0) return;
+  hasher_.hashGroup(kind_, std::span(pieces_).first(count), ids);
+  for (size_t i = 0; i < count; i++) named_(numbers_[i], ids[i]);
 }
 
 bool isZero(Bytes bytes) noexcept {

@@ -6,17 +6,21 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "base/unique_handle.h"
 #include "codec/sha256_lanes.h"
+#include "codec/sha256_wide.h"
 
 namespace virtvault {
 
 constexpr size_t kIdBytes = 32;
 constexpr size_t kKeyBytes = 32;
+constexpr size_t kMostAtOnce = sha256_wide::kLanes;
 
 using Bytes = std::span<const uint8_t>;
 using MutableBytes = std::span<uint8_t>;
@@ -46,16 +50,38 @@ class IdHasher {
   ~IdHasher();
 
   Id hash(uint8_t kind, Bytes plain);
-  // Two of one length at once: about as long as one where the processor has
-  // SHA instructions.
-  std::array<Id, 2> hashPair(uint8_t kind, Bytes first, Bytes second);
+  // Up to kMostAtOnce pieces of one length; `ids` has a place for each.
+  void hashGroup(uint8_t kind, std::span<const Bytes> pieces, std::span<Id> ids);
+  // As many of one length as this processor hashes at once.
+  static size_t groupSize() noexcept;
 
  private:
-  // HMAC's states after the padded key, for hashPair.
+  // HMAC's states after the padded key, for hashGroup.
   std::optional<std::array<sha256_lanes::State, 2>> keyed_;
   // One of the two.
   std::unique_ptr<EVP_MD_CTX, Closer<EVP_MD_CTX_free>> digest_;
   std::unique_ptr<EVP_MAC_CTX, Closer<EVP_MAC_CTX_free>> mac_;
+};
+
+// Names pieces as they come, in groups of one length; who comes last waits for
+// flush(). Calls `named` with each piece's own number, soon after it was read.
+class IdQueue {
+ public:
+  using Named = std::function<void(size_t number, const Id& id)>;
+
+  IdQueue(IdHasher& hasher, uint8_t kind, Named named) : hasher_(hasher), kind_(kind), named_(std::move(named)) {}
+
+  // `plain` stays where it is until it is named.
+  void add(size_t number, Bytes plain);
+  void flush();
+
+ private:
+  IdHasher& hasher_;
+  uint8_t kind_;
+  Named named_;
+  size_t waiting_ = 0;
+  std::array<size_t, kMostAtOnce> numbers_;
+  std::array<Bytes, kMostAtOnce> pieces_;
 };
 
 // Whether every byte is zero; stops at the first 256 bytes that are not.

@@ -22,29 +22,18 @@ RecordDecoder::RecordDecoder(const std::optional<PackKey>& pack_key, const std::
 
 std::vector<RecordStatus> RecordDecoder::decode(std::span<const RecordTask> tasks, uint8_t kind) {
   std::vector<RecordStatus> statuses(tasks.size());
-  const auto judge = [&](size_t i, const Id& actual) {
+  IdQueue queue(hasher_, kind, [&](size_t i, const Id& actual) {
     if (!std::equal(actual.begin(), actual.end(), tasks[i].id.begin())) statuses[i] = RecordStatus::kBadId;
-  };
-  // Two of one length are hashed together.
-  std::optional<size_t> waiting;
+  });
   for (size_t i = 0; i < tasks.size(); i++) {
     const auto& [bytes, id, plain] = tasks[i];
     const Opened opened = open(bytes, kind, id, plain);
     statuses[i] = opened.status;
     if (opened.status != RecordStatus::kOk) continue;
     if (opened.plain.data() != plain.data()) std::copy(opened.plain.begin(), opened.plain.end(), plain.begin());
-    if (!waiting) {
-      waiting = i;
-    } else if (tasks[*waiting].plain.size() == plain.size()) {
-      const auto [first, second] = hasher_.hashPair(kind, tasks[*waiting].plain, plain);
-      judge(*waiting, first);
-      judge(i, second);
-      waiting.reset();
-    } else {
-      judge(i, hasher_.hash(kind, plain));
-    }
+    queue.add(i, plain);
   }
-  if (waiting) judge(*waiting, hasher_.hash(kind, tasks[*waiting].plain));
+  queue.flush();
   for (size_t i = 0; i < tasks.size(); i++) {
     if (statuses[i] != RecordStatus::kOk) std::fill(tasks[i].plain.begin(), tasks[i].plain.end(), uint8_t{0});
   }

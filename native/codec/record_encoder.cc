@@ -114,27 +114,19 @@ HashedPieces hashPieces(Bytes bytes, const std::vector<Span>& spans, uint8_t kin
   HashedPieces hashed{std::vector<uint8_t>(spans.size() * kIdBytes), std::vector<uint8_t>(spans.size()),
                       std::vector<uint32_t>(spans.size())};
   const auto pieceAt = [&](size_t i) { return bytes.subspan(spans[i].offset, spans[i].length); };
-  const auto keep = [&](size_t i, const Id& id) {
+  IdQueue queue(hasher, kind, [&](size_t i, const Id& id) {
     std::copy(id.begin(), id.end(), hashed.ids.begin() + static_cast<std::ptrdiff_t>(i * kIdBytes));
     hashed.sums[i] = crc32c(pieceAt(i));
-  };
-  std::optional<size_t> waiting;
+  });
   for (size_t i = 0; i < spans.size(); i++) {
     const Bytes piece = pieceAt(i);
     if (isZero(piece)) {
       hashed.zero[i] = 1;
-    } else if (!waiting) {
-      waiting = i;
-    } else if (spans[*waiting].length == spans[i].length) {
-      const auto [first, second] = hasher.hashPair(kind, pieceAt(*waiting), piece);
-      keep(*waiting, first);
-      keep(i, second);
-      waiting.reset();
     } else {
-      keep(i, hasher.hash(kind, piece));
+      queue.add(i, piece);
     }
   }
-  if (waiting) keep(*waiting, hasher.hash(kind, pieceAt(*waiting)));
+  queue.flush();
   return hashed;
 }
 

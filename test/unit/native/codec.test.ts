@@ -234,22 +234,43 @@ t.test('the largest pieces are taken and one byte more is not', async t => {
   }
 })
 
-t.test('two pieces of one length get the ids that each has alone', async t => {
-  // Pairs are hashed by other code than single pieces: every length around the edges of its blocks.
+t.test('pieces of one length get the ids that each has alone, however many there are', async t => {
+  // Two, and sixteen, are hashed by other code than one: every length around the edges of its blocks, every way to end a group.
   for (const key of [undefined, ID_KEY]) {
     for (const length of [1, 2, 54, 55, 56, 62, 63, 64, 65, 118, 119, 120, 126, 127, 128, 129, 4096, 65_536]) {
-      const plain = Buffer.concat([randomBytes(length), randomBytes(length), text(length)])
-      const spans = Uint32Array.of(0, length, length, length, 2 * length, length)
+      for (const count of length < 4096 ? [1, 2, 3, 7, 8, 9, 15, 16, 17, 24, 33] : [3, 8, 17]) {
+        const pieces = Array.from({ length: count }, (_, i) => (i === 2 ? text(length) : randomBytes(length)))
+        const spans = Uint32Array.from({ length: 2 * count }, (_, i) => (i % 2 === 0 ? (i / 2) * length : length))
 
-      const { ids, sums } = await native().hashChunks(plain, spans, { kind: CHUNK, key })
+        const { ids, sums } = await native().hashChunks(Buffer.concat(pieces), spans, { kind: CHUNK, key })
 
-      const pieces = [0, 1, 2].map(i => plain.subarray(i * length, (i + 1) * length))
-      t.same(hex(ids), hex(Buffer.concat(pieces.map(piece => idOf(piece, { idKey: key })))), `${length} bytes`)
-      t.same(
-        [...sums],
-        pieces.map(piece => native().crc32c(piece)),
-      )
+        const expected = Buffer.concat(pieces.map(piece => idOf(piece, { idKey: key })))
+        if (!expected.equals(ids)) t.fail(`${count} of ${length} bytes`)
+        if (pieces.some((piece, i) => native().crc32c(piece) !== sums[i])) t.fail(`sums of ${count} of ${length} bytes`)
+      }
+      t.pass(`${length} bytes`)
     }
+  }
+})
+
+t.test('pieces of many lengths, some of them zero, get the ids that each has alone', async t => {
+  for (const key of [undefined, ID_KEY]) {
+    const pieces = Array.from({ length: 300 }, (_, i) => {
+      if (i % 13 === 5) return Buffer.alloc(700)
+      return randomBytes(i % 40 < 20 ? 700 : i < 200 ? 1 + i : 64)
+    })
+    const starts = pieces.map((_, i) => pieces.slice(0, i).reduce((sum, piece) => sum + piece.length, 0))
+    const spans = Uint32Array.from(pieces.flatMap((piece, i) => [starts[i]!, piece.length]))
+
+    const { ids, zero } = await native().hashChunks(Buffer.concat(pieces), spans, { kind: CHUNK, key })
+
+    pieces.forEach((piece, i) => {
+      const isZero = piece.every(byte => byte === 0)
+      if ((zero[i] === 1) !== isZero) t.fail(`piece ${i} is zero or not`)
+      const own = Buffer.from(ids.subarray(32 * i, 32 * i + 32))
+      if (!own.equals(isZero ? Buffer.alloc(32) : idOf(piece, { idKey: key }))) t.fail(`piece ${i} has the wrong id`)
+    })
+    t.pass(key === undefined ? 'plain' : 'keyed')
   }
 })
 
