@@ -34,7 +34,10 @@ export function parseConfigDocument(
   const lines = new LineCounter()
   const yaml = parseDocument(text, { lineCounter: lines, prettyErrors: false, merge: true })
   const document = { file, yaml, lines }
-  const problems = yaml.errors.map(error => ({
+  const broken = yaml.errors.find(({ code }) => code !== 'DUPLICATE_KEY')
+  // Once the syntax is broken the parser stumbles over all that follows: the first is what to mend.
+  const told = yaml.errors.filter(error => error.code === 'DUPLICATE_KEY' || error === broken)
+  const problems = told.map(error => ({
     where: placeAt(document, error.pos[0]),
     message: error.message
       .replace(/ at line \d+, column \d+:?$/, '')

@@ -103,6 +103,8 @@ t.test('a target on an object store is answered while the file is checked, not a
 t.test('what is not YAML is reported with its place', async t => {
   t.match(await problems('threads: 1\n  uri: x\n'), [/^config\.yml:1:10 {2}Nested/])
   t.match(await problems('uri: a\nuri: b\n'), [/^config\.yml:2:1 {2}key is given twice/])
+  const stumbled = await problems('uri: a\nuri: b\n$ x\n- a: b\nc: d\ne: f\n')
+  t.equal(stumbled.length, 2, 'what was said twice, and where the syntax breaks, not all that comes of it')
   t.match(await problems('- a\n- b\n'), [/a configuration is a map/])
   t.strictSame(await problems(''), [])
 })
