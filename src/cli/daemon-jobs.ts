@@ -1,11 +1,12 @@
 import { BackupError, messageOf } from '../base/errors.js'
+import type { Pace } from '../base/pace.js'
 import type { LoadedConfig } from '../config/load.js'
 import { resolveJobs } from '../config/resolve.js'
 import { retentionOf } from '../config/settings.js'
 import { type KnownDomain, targetsOf } from '../daemon/plan-tasks.js'
 import type { StoreFacts } from '../daemon/metrics.js'
-import type { PullTask, StoreTask, Task } from '../daemon/task.js'
-import type { JobResult } from '../daemon/task-runner.js'
+import type { PullTask, StoreTask, Task, Together } from '../daemon/task.js'
+import type { JobEnd, JobResult } from '../daemon/task-runner.js'
 import type { Progress } from '../jobs/progress.js'
 import { PERIODS } from '../model/calendar.js'
 import { parseDuration } from '../model/duration.js'
@@ -38,17 +39,52 @@ export class DaemonJobs {
     this.#domains = domains
   }
 
+  /** One end per task: a target that cannot be opened, or fails, fails alone. */
   async run(
-    { task, loaded, progress }: { readonly task: Task; readonly loaded: LoadedConfig; readonly progress: Progress },
+    work: { readonly tasks: Together<Task>; readonly loaded: LoadedConfig; readonly progress: Progress },
     signal: AbortSignal,
-  ): Promise<JobResult> {
-    const context = this.#context(loaded, progress, signal)
-    const place = targetPlace(task.target, loaded.config)
-    return await this.#shelf.use(
-      place.path,
-      () => openPlace(context, place),
-      store => (task.verb === 'pull' ? this.#pull(context, store, task) : this.#maintain(context, store, task)),
-    )
+  ): Promise<readonly JobEnd[]> {
+    const { tasks, loaded } = work
+    const context = this.#context(loaded, work.progress, signal)
+    const [task] = tasks
+    if (task.verb !== 'pull') {
+      const place = targetPlace(task.target, loaded.config)
+      const open = () => openPlace(context, place)
+      return [done(await this.#shelf.use(place.path, open, store => this.#maintain(context, store, task)))]
+    }
+    const ends = new Map<string, JobEnd>()
+    await this.#withStores(context, { targets: tasks.map(({ target }) => target), ends }, async targets => {
+      for (const [target, end] of await this.#pull(context, targets, task)) ends.set(target, end)
+    })
+    return tasks.map(({ target }) => ends.get(target) ?? { kind: 'failed', error: undefined })
+  }
+
+  /** Those that cannot be opened have their end at once; `work` is done where any can. */
+  async #withStores(
+    context: RunContext,
+    { targets, ends }: { readonly targets: readonly string[]; readonly ends: Map<string, JobEnd> },
+    work: (opened: readonly OpenTarget[]) => Promise<void>,
+    opened: readonly OpenTarget[] = [],
+  ): Promise<void> {
+    const [name, ...others] = targets
+    if (name === undefined) {
+      if (opened.length > 0) await work(opened)
+      return
+    }
+    let isOpen = false
+    try {
+      const place = targetPlace(name, (await context.config()).config)
+      const open = () => openPlace(context, place)
+      await this.#shelf.use(place.path, open, async store => {
+        isOpen = true
+        const one = { name, store, pace: this.#paces.ofTarget(place) }
+        await this.#withStores(context, { targets: others, ends }, work, [...opened, one])
+      })
+    } catch (error) {
+      if (isOpen) throw error
+      ends.set(name, { kind: 'failed', error })
+      await this.#withStores(context, { targets: others, ends }, work, opened)
+    }
   }
 
   /** What the configured targets hold; those that cannot be opened are left out. */
@@ -75,31 +111,51 @@ export class DaemonJobs {
     )
   }
 
-  async #pull(context: RunContext, store: Store, task: PullTask): Promise<JobResult> {
-    const { domain, job } = task
+  async #pull(
+    context: RunContext,
+    targets: readonly OpenTarget[],
+    { domain, job }: PullTask,
+  ): Promise<ReadonlyMap<string, JobEnd>> {
     const machine = this.#machine()
     const { settings } = job
     if (settings.disableIfPoweredOff && (await machine.hypervisor.lookup(domain.uuid)).id < 0) {
       context.progress.report({ kind: 'log', level: 'info', message: 'shut off, and disable_if_powered_off is set' })
-      return { status: 'skipped', warnings: [], figures: {} }
+      return new Map(targets.map(({ name }) => [name, done({ status: 'skipped', warnings: [], figures: {} })]))
     }
     const pull = pullFor(domain, settings, { mode: 'auto', scratchLimitBytes: undefined, comment: undefined })
-    const place = targetPlace(task.target, (await context.config()).config)
-    const targets = [{ name: task.target, store, pace: this.#paces.ofTarget(place) }]
     const pullJob = await makePullJob(context, { targets, machine }, { ...pull, pace: this.#paces.ofJob(job) })
-    const [outcome] = await pullJob.run(pull.request, context.signal)
-    if (outcome?.kind !== 'made') throw outcome?.error
-    const { point, warnings } = outcome
-    context.progress.report({ kind: 'finished', subject: domain.name, status: 'success' })
-    const result = { status: statusOfPoint(warnings), point: point.id }
-    if (!settings.prune) return { ...result, warnings, figures: figuresOf(point) }
+    const ends = new Map<string, JobEnd>()
+    for (const outcome of await pullJob.run(pull.request, context.signal)) {
+      const { name } = outcome.target
+      if (outcome.kind === 'failed') {
+        ends.set(name, outcome)
+        continue
+      }
+      const { point, warnings } = outcome
+      const result = { status: statusOfPoint(warnings), point: point.id, warnings, figures: figuresOf(point) }
+      const store = targets.find(target => target.name === name)?.store
+      const pruned =
+        store === undefined || !settings.prune
+          ? result
+          : await this.#pruneAfter(context, store, { result, name, domain })
+      ends.set(name, done(pruned))
+    }
+    return ends
+  }
+
+  async #pruneAfter(
+    context: RunContext,
+    store: Store,
+    made: { readonly result: JobResult; readonly name: string; readonly domain: DomainRef },
+  ): Promise<JobResult> {
+    const { result, name, domain } = made
     try {
-      const expired = await this.#prune(context, store, task.target, domain)
-      return { ...result, warnings, figures: { ...figuresOf(point), expired_points: expired } }
+      const expired = await this.#prune(context, store, name, domain)
+      return { ...result, figures: { ...result.figures, expired_points: expired } }
     } catch (error) {
       // The point is made: what was to go goes the next time.
       const warning = { code: 'W_CLEANUP', message: `older points were not pruned: ${messageOf(error)}` } as const
-      return { ...result, warnings: [...warnings, warning], figures: figuresOf(point) }
+      return { ...result, warnings: [...result.warnings, warning] }
     }
   }
 
@@ -168,6 +224,16 @@ export class DaemonJobs {
         ),
     }
   }
+}
+
+interface OpenTarget {
+  readonly name: string
+  readonly store: Store
+  readonly pace: Pace | undefined
+}
+
+function done(result: JobResult): JobEnd {
+  return { kind: 'done', ...result }
 }
 
 const DONE = { status: 'success', warnings: [] } as const

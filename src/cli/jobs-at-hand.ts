@@ -4,7 +4,7 @@ import { groupSelectors, type ResolvedJob, resolveJobs } from '../config/resolve
 import type { TaskDocument } from '../daemon/daemon-status.js'
 import type { HistoryEntry } from '../daemon/history-entry.js'
 import { type KnownDomain, planTasks } from '../daemon/plan-tasks.js'
-import { STALE_GRACE_MS } from '../daemon/scheduler.js'
+import { STALE_GRACE_MS } from '../daemon/overdue.js'
 import { whenOpen } from '../model/schedule.js'
 import { selectDomains } from '../model/selector.js'
 import { localTimeZone } from './points.js'

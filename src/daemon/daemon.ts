@@ -17,7 +17,7 @@ import { makeNotifiers } from './notifiers.js'
 import { type KnownDomain, planTasks, type TaskPlan } from './plan-tasks.js'
 import { Publisher } from './publisher.js'
 import { Scheduler, type SchedulerLimits } from './scheduler.js'
-import { describeTask, type RunOrder, type RunOutcome } from './task.js'
+import { describeTask, type RunOrder, type Together } from './task.js'
 import { subjectOf, TaskRunner, type TaskRunnerPorts } from './task-runner.js'
 
 export interface DaemonPorts {
@@ -102,7 +102,7 @@ export class Daemon {
     this.#scheduler = new Scheduler(
       {
         clock,
-        run: (order, signal) => this.#run(order, signal),
+        run: (orders, signal) => this.#run(orders, signal),
         onMissed: (task, { times, reason, isMadeUp }) => {
           const what = `${describeTask(task)}: ${times.length === 1 ? 'one run was' : `${times.length} runs were`} missed`
           this.#note(isMadeUp ? 'info' : 'warning', `${what} (${reason})`)
@@ -325,11 +325,13 @@ export class Daemon {
 
   // Running.
 
-  async #run(order: RunOrder, signal: AbortSignal): Promise<RunOutcome> {
-    this.#desk.began()
+  async #run(orders: Together<RunOrder>, signal: AbortSignal): Promise<void> {
+    for (const { task, trigger, attempt } of orders) {
+      this.#desk.began()
+      this.#ports.log('info', `${describeTask(task)}: begins (${trigger}, attempt ${attempt})`)
+    }
     this.#tellState()
-    this.#ports.log('info', `${describeTask(order.task)}: begins (${order.trigger}, attempt ${order.attempt})`)
-    return await this.#runner.run(order, signal)
+    await this.#runner.run(orders, signal)
   }
 
   async #record(entry: HistoryEntry): Promise<void> {

@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 
 import type { DurableFs } from '../base/durable-fs.js'
-import type { TaskMemory } from './scheduler.js'
+import type { TaskMemory } from './task-memory.js'
 
 /**
  * What the scheduler knows of its tasks' past, in one small file that is

@@ -59,6 +59,7 @@ function pullTasks(job: ResolvedJob, loaded: LoadedConfig, problems: string[]): 
       verb: 'pull',
       domain,
       group,
+      together: `pull/${domain.uuid}/${job.id}`,
       job: { ...job, settings: { ...settings, targets: [target] } },
       target,
       schedule,

@@ -1,5 +1,5 @@
 import { limitedQueue } from '../base/async.js'
-import type { Task } from './task.js'
+import type { Task, Together } from './task.js'
 
 export interface RunLimits {
   /** Pulls on this host at once. */
@@ -19,8 +19,8 @@ const STORE_RANK = { prune: 2, gc: 1, verify: 0 } as const
  * one after another for each store, beside the pulls. The higher priority goes
  * first. Bounded because a task stands in it at most once.
  *
- * The order domain, target, host is the same for all, so nobody waits in a
- * circle; a slot of a target that waits for the host keeps no one back that
+ * The order domain, targets by name, host is the same for all, so nobody waits
+ * in a circle; a slot of a target that waits for the host keeps no one back that
  * the host would let run.
  */
 export class RunQueues {
@@ -42,8 +42,9 @@ export class RunQueues {
     for (const [target, queue] of this.#targets) queue.concurrency = limits.ofTarget(target)
   }
 
-  /** Runs `work` when it is this task's turn; settles as `work` does. */
-  async run(task: Task, work: () => Promise<void>): Promise<void> {
+  /** Runs `work` when it is the turn of all these tasks, which are one run; settles as `work` does. */
+  async run(tasks: Together<Task>, work: () => Promise<void>): Promise<void> {
+    const [task] = tasks
     if (task.verb !== 'pull') {
       const priority = STORE_RANK[task.verb]
       await inQueue(queueOf(this.#stores, task.target, 1), work, priority)
@@ -52,8 +53,14 @@ export class RunQueues {
     const { priority } = task
     const { uuid } = task.domain
     const domain = queueOf(this.#domains, uuid, 1)
-    const target = queueOf(this.#targets, task.target, this.#limits.ofTarget(task.target))
-    await inQueue(domain, () => inQueue(target, () => inQueue(this.#host, work, priority), priority), priority)
+    // By name, as all do: two runs with the same targets never hold one each.
+    const targets = tasks.map(({ target }) => target).sort()
+    const held = targets.map(target => queueOf(this.#targets, target, this.#limits.ofTarget(target)))
+    const inAll = [domain, ...held, this.#host].reduceRight<() => Promise<void>>(
+      (inner, queue) => () => inQueue(queue, inner, priority),
+      work,
+    )
+    await inAll()
     if (domain.size === 0 && domain.pending === 0) this.#domains.delete(uuid)
   }
 }

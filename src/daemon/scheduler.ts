@@ -1,45 +1,23 @@
 import type { Clock } from '../base/clock.js'
-import type { ErrorCode } from '../base/errors.js'
-import { HOUR_MS, MINUTE_MS } from '../model/duration.js'
+import { MINUTE_MS, SECOND_MS } from '../model/duration.js'
 import { decideRun, ON_TIME_MS, whenOpen } from '../model/schedule.js'
+import { staleSince } from './overdue.js'
+import { retryDelay, type RetryPolicy } from './retry.js'
 import { type RunLimits, RunQueues } from './run-queues.js'
-import type { RunOrder, RunOutcome, RunStatus, Task, Trigger } from './task.js'
+import type { RunOrder, RunOutcome, Task, Together, Trigger } from './task.js'
+import type { TaskMemory } from './task-memory.js'
 
 /**
  * Starts tasks when they are due. Knows times, attempts and turns; what a task
  * does is its runner's business.
  */
 
-/** What is known of a task's past; survives the daemon. */
-export interface TaskMemory {
-  /** Scheduled times up to here are accounted for. */
-  readonly accountedUntil: number
-  readonly firstSeen: number
-  /** The latest attempt that ended. */
-  readonly last?: LastRun | undefined
-  /** Start of the latest attempt that was a success, partial ones included. */
-  readonly lastSuccess?: number | undefined
-  /** Start of the latest that was not to be made, which is fine too. */
-  readonly lastSkip?: number | undefined
-  /** The scheduled time for which staleness was told. */
-  readonly toldStale?: number | undefined
-}
-
-export interface LastRun {
-  readonly id: string
-  readonly started: number
-  readonly ended: number
-  readonly due: number | undefined
-  readonly status: RunStatus
-  readonly attempt: number
-}
-
 export type MissReason = 'down' | 'overrun'
 
 export interface SchedulerPorts {
   readonly clock: Clock
-  /** Runs one attempt. Must not reject: a failure is an outcome. */
-  run(order: RunOrder, signal: AbortSignal): Promise<RunOutcome>
+  /** Runs one attempt of these, as one run, and settles each. Must not reject: a failure is an outcome. */
+  run(orders: Together<RunOrder>, signal: AbortSignal): Promise<void>
   /** Scheduled times that came to nothing; `isMadeUp` where one run now stands for them. */
   onMissed(
     task: Task,
@@ -52,13 +30,6 @@ export interface SchedulerPorts {
   /** Something to be kept has changed. */
   onChange(): void
   newRunId(): string
-}
-
-export interface RetryPolicy {
-  /** Further attempts after the first. */
-  readonly attempts: number
-  /** Milliseconds before the first of them; each next one waits twice as long. */
-  readonly delay: number
 }
 
 export interface SchedulerLimits extends RunLimits {
@@ -78,37 +49,17 @@ export interface TaskView {
   readonly staleSince: number | undefined
 }
 
-/** A late run is a fact of life; one later than this is worth waking somebody. */
-export const STALE_GRACE_MS = 2 * HOUR_MS
-/** A run that takes longer than this is no excuse for being late any more. */
-const LONGEST_RUN_MS = 24 * HOUR_MS
 const LOOK_EVERY_MS = MINUTE_MS
 /** Of a past time that lies in the future; see decideRun(). */
 const CLOCK_TOLERANCE_MS = 5 * MINUTE_MS
 /** Wall and monotonic clock may drift apart by this much between two looks. */
 const JUMP_MS = 30_000
-const LONGEST_RETRY_DELAY_MS = HOUR_MS
-
-/** Trying again does not help against these. */
-const LASTING: ReadonlySet<ErrorCode> = new Set([
-  'E_USAGE',
-  'E_CONFIG',
-  'E_REFUSED',
-  'E_EXISTS',
-  'E_NOT_FOUND',
-  'E_UNSUPPORTED',
-  'E_NO_DISK',
-  'E_NO_STORE',
-  'E_STORE_FORMAT',
-  'E_KEY',
-  'E_DAMAGED',
-  'E_TOOL_MISSING',
-])
 
 interface Entry {
   task: Task
   memory: TaskMemory
-  busy: 'queued' | 'running' | undefined
+  /** settled: how it ended is known, and still to be told. */
+  busy: 'queued' | 'running' | 'settled' | undefined
   startedAt: number | undefined
   /** The next attempt of a run that failed. */
   retry: { readonly at: number; readonly attempt: number; readonly due: number | undefined } | undefined
@@ -117,6 +68,18 @@ interface Entry {
   nextRun: number
   /** Left the configuration while it ran. */
   isGone: boolean
+}
+
+/** Why a task is begun. */
+interface Occasion {
+  readonly trigger: Trigger
+  readonly due: number | undefined
+  readonly attempt: number
+}
+
+interface Begun {
+  readonly entry: Entry
+  readonly occasion: Occasion
 }
 
 export class Scheduler {
@@ -208,18 +171,16 @@ export class Scheduler {
   /** Runs tasks now, whatever their schedule; those that run or wait already are left alone. Gives the ids begun. */
   runNow(ids: readonly string[]): readonly string[] {
     if (this.#isEnding) return []
-    return ids.filter(id => {
-      const entry = this.#entries.get(id)
-      if (entry === undefined || entry.busy !== undefined) return false
-      this.#begin(entry, { trigger: 'manual', due: undefined, attempt: 1 })
-      return true
-    })
+    const occasion: Occasion = { trigger: 'manual', due: undefined, attempt: 1 }
+    const free = ids.flatMap(id => this.#entries.get(id) ?? []).filter(({ busy }) => busy === undefined)
+    this.#beginAll(free.map(entry => ({ entry, occasion })))
+    return free.map(({ task }) => task.id)
   }
 
   /** Whether a task that `isMeant` takes runs, waits for its turn, or is to be tried again. */
   isBusy(isMeant: (task: Task) => boolean): boolean {
     return [...this.#entries.values()].some(
-      ({ task, busy, retry }) => (busy !== undefined || retry !== undefined) && isMeant(task),
+      ({ task, busy, retry }) => (busy === 'queued' || busy === 'running' || retry !== undefined) && isMeant(task),
     )
   }
 
@@ -233,7 +194,7 @@ export class Scheduler {
     return [...this.#entries.values()].map(entry => ({
       task: entry.task,
       memory: entry.memory,
-      state: entry.busy ?? (entry.task.paused ? 'paused' : 'idle'),
+      state: stateOf(entry),
       nextRun: entry.task.paused ? undefined : this.#nextRunOf(entry, now),
       staleSince: staleSince(entry, now),
     }))
@@ -275,14 +236,14 @@ export class Scheduler {
     const now = this.#ports.clock.now()
     this.#lastLook = this.#ports.clock.monotonic()
     if (this.#hasClockJumped(now)) for (const entry of this.#entries.values()) entry.lookAt = 0
-    const due: { readonly entry: Entry; readonly begin: () => void }[] = []
+    const due: Begun[] = []
     let next = now + this.#lookEvery
     for (const entry of this.#entries.values()) {
       this.#tellStale(entry, now)
       if (entry.busy !== undefined || entry.task.paused || entry.isGone) continue
       if (entry.lookAt <= now) {
-        const begin = this.#decide(entry, now)
-        if (begin !== undefined) due.push({ entry, begin })
+        const occasion = this.#decide(entry, now)
+        if (occasion !== undefined) due.push({ entry, occasion })
       }
       next = Math.min(next, Math.max(now + 1, entry.lookAt))
     }
@@ -292,19 +253,17 @@ export class Scheduler {
         b.entry.task.priority - a.entry.task.priority ||
         (a.entry.memory.lastSuccess ?? 0) - (b.entry.memory.lastSuccess ?? 0),
     )
-    for (const { begin } of due) begin()
+    this.#beginAll(due)
     return next
   }
 
-  #decide(entry: Entry, now: number): (() => void) | undefined {
+  #decide(entry: Entry, now: number): Occasion | undefined {
     const { task, retry } = entry
     if (!this.#ports.canRun(task)) {
       entry.lookAt = now + this.#lookEvery
       return undefined
     }
-    if (retry !== undefined && retry.at <= now) {
-      return () => this.#begin(entry, { trigger: 'retry', due: retry.due, attempt: retry.attempt })
-    }
+    if (retry !== undefined && retry.at <= now) return { trigger: 'retry', due: retry.due, attempt: retry.attempt }
     // A clock that was put back: what is to come would never be past that time.
     if (entry.memory.accountedUntil > now + CLOCK_TOLERANCE_MS) entry.memory = { ...entry.memory, accountedUntil: now }
     const decision = decideRun({ ...task, accountedUntil: entry.memory.accountedUntil, now })
@@ -316,7 +275,7 @@ export class Scheduler {
     }
     const { due } = decision
     const isLate = now - whenOpen(task.window, due + task.jitterMs, task.schedule.timeZone) > ON_TIME_MS
-    return () => this.#begin(entry, { trigger: isLate ? 'catch-up' : 'schedule', due, attempt: 1 })
+    return { trigger: isLate ? 'catch-up' : 'schedule', due, attempt: 1 }
   }
 
   #account(entry: Entry, missed: readonly number[], isMadeUp: boolean): void {
@@ -331,60 +290,78 @@ export class Scheduler {
     this.#ports.onChange()
   }
 
-  #begin(
-    entry: Entry,
-    run: { readonly trigger: Trigger; readonly due: number | undefined; readonly attempt: number },
-  ): void {
-    entry.busy = 'queued'
-    entry.retry = undefined
-    if (run.due !== undefined) entry.memory = { ...entry.memory, accountedUntil: run.due }
+  /** As few runs as possible: the targets of a job that are due together are one. */
+  #beginAll(begun: readonly Begun[]): void {
+    const runs = new Map<string, [Begun, ...Begun[]]>()
+    for (const one of begun) {
+      const { task } = one.entry
+      const key = task.verb === 'pull' ? task.together : task.id
+      const run = runs.get(key)
+      if (run === undefined) runs.set(key, [one])
+      else run.push(one)
+    }
+    for (const run of runs.values()) this.#begin(run)
+  }
+
+  #begin(run: Together<Begun>): void {
+    for (const { entry, occasion } of run) {
+      entry.busy = 'queued'
+      entry.retry = undefined
+      if (occasion.due !== undefined) entry.memory = { ...entry.memory, accountedUntil: occasion.due }
+    }
     const work = this.#queues
-      .run(entry.task, () => this.#attempt(entry, run))
+      .run(
+        mapTogether(run, ({ entry }) => entry.task),
+        () => this.#attempt(run),
+      )
       .finally(() => {
         this.#running.delete(work)
-        entry.busy = undefined
-        entry.startedAt = undefined
-        entry.lookAt = 0
-        if (entry.isGone) this.#remove(entry.task.id)
+        for (const { entry } of run) {
+          entry.busy = undefined
+          entry.startedAt = undefined
+          entry.lookAt = 0
+          if (entry.isGone) this.#remove(entry.task.id)
+        }
         this.wake()
       })
     this.#running.add(work)
   }
 
-  async #attempt(
-    entry: Entry,
-    run: { readonly trigger: Trigger; readonly due: number | undefined; readonly attempt: number },
-  ): Promise<void> {
-    if (this.#isEnding || entry.isGone) {
-      // Its time is still owed: the next life makes up for it.
-      if (run.due !== undefined) entry.memory = { ...entry.memory, accountedUntil: run.due - 1 }
-      return
-    }
+  async #attempt(run: Together<Begun>): Promise<void> {
     const { clock } = this.#ports
-    const { task } = entry
     const started = clock.now()
-    entry.busy = 'running'
-    entry.startedAt = started
-    const id = this.#ports.newRunId()
-    const retryAfter = (outcome: RunOutcome) => this.#retryAfter(outcome, run.attempt)
-    const outcome = await this.#ports.run({ id, task, ...run, started, retryAfter }, this.#runs.signal)
-    const last = { id, started, ended: clock.now(), due: run.due, status: outcome.status, attempt: run.attempt }
-    const good = outcome.status === 'skipped' ? { lastSkip: started } : { lastSuccess: started }
-    entry.memory = { ...entry.memory, last, ...(outcome.status === 'failed' ? {} : { ...good, toldStale: undefined }) }
-    const at = this.#retryAfter(outcome, run.attempt)
-    if (at !== undefined && !entry.isGone) {
-      const open = whenOpen(task.window, at, task.schedule.timeZone)
-      entry.retry = { at: open, attempt: run.attempt + 1, due: run.due }
-    }
+    const orders = run.flatMap(({ entry, occasion }) => {
+      if (this.#isEnding || entry.isGone) {
+        // Its time is still owed: the next life makes up for it.
+        if (occasion.due !== undefined) entry.memory = { ...entry.memory, accountedUntil: occasion.due - 1 }
+        return []
+      }
+      entry.busy = 'running'
+      entry.startedAt = started
+      const id = this.#ports.newRunId()
+      const settle = (outcome: RunOutcome) => this.#settle(entry, { id, started, ...occasion }, outcome)
+      return [{ id, task: entry.task, ...occasion, started, settle }]
+    })
+    const [first, ...others] = orders
+    if (first === undefined) return
+    await this.#ports.run([first, ...others], this.#runs.signal)
     this.#ports.onChange()
   }
 
-  #retryAfter(outcome: Pick<RunOutcome, 'status' | 'error'>, attempt: number): number | undefined {
-    const { error } = outcome
-    if (outcome.status !== 'failed' || this.#isEnding || attempt > this.#limits.retry.attempts) return undefined
-    if (error !== undefined && LASTING.has(error.code)) return undefined
-    const delay = Math.min(this.#limits.retry.delay * 2 ** (attempt - 1), LONGEST_RETRY_DELAY_MS)
-    return this.#ports.clock.now() + delay
+  #settle(entry: Entry, run: Occasion & Pick<RunOrder, 'id' | 'started'>, outcome: RunOutcome): number | undefined {
+    const { id, started, due, attempt } = run
+    const { status } = outcome
+    const now = this.#ports.clock.now()
+    const good = status === 'skipped' ? { lastSkip: started } : { lastSuccess: started }
+    const last = { id, started, ended: now, due, status, attempt }
+    entry.memory = { ...entry.memory, last, ...(status === 'failed' ? {} : { ...good, toldStale: undefined }) }
+    entry.busy = 'settled'
+    const delay = this.#isEnding || entry.isGone ? undefined : retryDelay(this.#limits.retry, outcome, attempt)
+    if (delay === undefined) return undefined
+    // Whole seconds: what failed together is tried again together.
+    const at = Math.ceil((now + delay) / SECOND_MS) * SECOND_MS
+    entry.retry = { at: whenOpen(entry.task.window, at, entry.task.schedule.timeZone), attempt: attempt + 1, due }
+    return entry.retry.at
   }
 
   #tellStale(entry: Entry, now: number): void {
@@ -433,37 +410,11 @@ export class Scheduler {
   }
 }
 
-/**
- * The scheduled time for which a success is overdue: judged from what was
- * promised, not from what ran, so that a job that never starts is noticed.
- */
-function staleSince({ task, memory, startedAt }: Entry, now: number): number | undefined {
-  if (task.paused) return undefined
-  if (startedAt !== undefined && now - startedAt < LONGEST_RUN_MS) return undefined
-  const due = lastPromise(task, now - STALE_GRACE_MS)
-  if (due === undefined || due < memory.firstSeen) return undefined
-  return Math.max(memory.lastSuccess ?? -Infinity, memory.lastSkip ?? -Infinity) >= due ? undefined : due
+function stateOf({ busy, task }: Entry): TaskView['state'] {
+  if (busy === 'settled') return 'running'
+  return busy ?? (task.paused ? 'paused' : 'idle')
 }
 
-/** The latest scheduled time whose start, jitter and window included, was at or before `time`. */
-function lastPromise(task: Task, time: number): number | undefined {
-  const known = promises.get(task)
-  if (known !== undefined && known.from <= time && time < known.until) return known.due
-  const { schedule, jitterMs, window } = task
-  const start = (due: number) => whenOpen(window, due + jitterMs, schedule.timeZone)
-  const latest = schedule.previousRun(time - jitterMs)
-  const promise =
-    latest === undefined
-      ? { from: time, until: start(schedule.nextRun(time - jitterMs)), due: undefined }
-      : start(latest) > time
-        ? { from: time, until: start(latest), due: undefined }
-        : { from: time, until: start(schedule.nextRun(latest)), due: latest }
-  promises.set(task, promise)
-  return promise.due
+function mapTogether<T, U>([first, ...others]: Together<T>, change: (one: T) => U): Together<U> {
+  return [change(first), ...others.map(change)]
 }
-
-// Asked for on every tick of every task, and croner takes 30 µs for an answer.
-const promises = new WeakMap<
-  Task,
-  { readonly from: number; readonly until: number; readonly due: number | undefined }
->()

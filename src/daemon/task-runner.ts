@@ -14,7 +14,15 @@ import {
 import { statusOfRuns } from './notice.js'
 import { RunLog } from './run-log.js'
 import { ScopeGate } from './scope-gate.js'
-import { describeTask, type RunFigures, type RunOrder, type RunOutcome, type RunStatus, type Task } from './task.js'
+import {
+  describeTask,
+  type RunFigures,
+  type RunOrder,
+  type RunOutcome,
+  type RunStatus,
+  type Task,
+  type Together,
+} from './task.js'
 
 /** What the job itself gives back. */
 export interface JobResult {
@@ -24,13 +32,16 @@ export interface JobResult {
   readonly figures: RunFigures
 }
 
+/** How the job ended for one of its tasks. */
+export type JobEnd = ({ readonly kind: 'done' } & JobResult) | { readonly kind: 'failed'; readonly error: unknown }
+
 export interface TaskRunnerPorts {
   readonly clock: Clock
-  /** Does the work of a task. Rejects where it failed. */
+  /** Does the work of tasks that are one run; one end for each. Rejects where all failed alike. */
   runJob(
-    work: { readonly task: Task; readonly loaded: LoadedConfig; readonly progress: Progress },
+    work: { readonly tasks: Together<Task>; readonly loaded: LoadedConfig; readonly progress: Progress },
     signal: AbortSignal,
-  ): Promise<JobResult>
+  ): Promise<readonly JobEnd[]>
   /** The one in use when a run begins. */
   loaded(): LoadedConfig
   readonly runInGuest: HookPorts['runInGuest']
@@ -42,7 +53,7 @@ export interface TaskRunnerPorts {
   record(entry: StartEntry | RunEntry): Promise<void>
 }
 
-/** Runs one task with everything around it: hooks, log, history. Never rejects. */
+/** Runs tasks with everything around them: hooks, log, history. Never rejects. */
 export class TaskRunner {
   readonly #ports: TaskRunnerPorts
   readonly #gate = new ScopeGate()
@@ -51,35 +62,36 @@ export class TaskRunner {
     this.#ports = ports
   }
 
-  async run(order: RunOrder, signal: AbortSignal): Promise<RunOutcome> {
-    const { clock } = this.#ports
-    const begun = { ...subjectOf(order.task), ...timesOf(order) }
-    await this.#ports.record({ kind: 'start', ...begun })
+  /** Settles each of the orders. */
+  async run(orders: Together<RunOrder>, signal: AbortSignal): Promise<void> {
+    const begun = (order: RunOrder) => ({ ...subjectOf(order.task), ...timesOf(order) })
+    for (const order of orders) await this.#ports.record({ kind: 'start', ...begun(order) })
     const log = new RunLog()
-    const outcome = await this.#run(order.task, log, signal)
-    const retryAt = order.retryAfter(outcome)
-    await this.#ports.record({ kind: 'run', ...begun, ...outcome, ended: clock.now(), retryAt })
-    return outcome
+    const [first, ...others] = orders
+    const outcomes = await this.#run([first.task, ...others.map(({ task }) => task)], log, signal)
+    const ended = this.#ports.clock.now()
+    for (const [i, order] of orders.entries()) {
+      const outcome = outcomes[i]
+      if (outcome === undefined) continue
+      await this.#ports.record({ kind: 'run', ...begun(order), ...outcome, ended, retryAt: order.settle(outcome) })
+    }
   }
 
-  async #run(task: Task, log: RunLog, signal: AbortSignal): Promise<RunOutcome> {
+  /** Hooks are run once for all, but those about a point. */
+  async #run(tasks: Together<Task>, log: RunLog, signal: AbortSignal): Promise<readonly RunOutcome[]> {
+    const [task] = tasks
     const loaded = this.#ports.loaded()
     const hooks = loaded.config.commands ?? []
     const ports: HookPorts = { runInGuest: this.#ports.runInGuest, log: line => log.add(line) }
     const context: HookContext = {
       verb: task.verb,
-      target: task.target,
+      target: tasks.map(({ target }) => target).join(','),
       ...(task.verb === 'pull' ? { domain: task.domain, group: task.group } : {}),
     }
     const before = (scope: HookScope) => runHooksBefore(hooks, { scope, context }, ports, signal)
-    const after = (scope: HookScope, outcome: Pick<RunOutcome, 'status' | 'error' | 'point' | 'figures'>) => {
-      const exit =
-        outcome.status === 'failed'
-          ? this.#ports.exitOf(outcome.error?.code ?? 'E_INTERNAL')
-          : outcome.status === 'partial'
-            ? 3
-            : 0
-      return runHooksAfter(hooks, { scope, context: { ...context, outcome, exit } }, ports, signal)
+    const after = (scope: HookScope, outcome: HookOutcome, target = context.target) => {
+      const exit = this.#exitOf(outcome)
+      return runHooksAfter(hooks, { scope, context: { ...context, target, outcome, exit } }, ports, signal)
     }
     const scopes = scopesOf(task)
 
@@ -89,34 +101,57 @@ export class TaskRunner {
     if (verdicts.every(({ kind }) => kind === 'go')) verdicts.push(await before('domain'))
     for (const verdict of verdicts) warnings.push(...verdict.warnings)
     const halt = verdicts.find(({ kind }) => kind !== 'go')
-    const outcome = halt === undefined ? await this.#work(task, { loaded, log }, signal) : halted(halt)
-    if (outcome.point !== undefined) warnings.push(...(await after('point', outcome)))
-    warnings.push(...(await after('domain', outcome)))
-    for (const { scope, key, isMeant } of scopes.toReversed()) {
-      const isMore = this.#ports.isBusy(other => other.id !== task.id && isMeant(other))
-      const all = this.#gate.leave(key, outcome, isMore)
-      if (all === undefined) continue
-      const status = statusOfRuns(all)
-      warnings.push(...(await after(scope, { status, error: all.find(one => one.error)?.error, figures: sum(all) })))
+    const outcomes =
+      halt === undefined ? await this.#work(tasks, { loaded, log }, signal) : tasks.map(() => halted(halt))
+    for (const [i, outcome] of outcomes.entries()) {
+      if (outcome.point !== undefined) warnings.push(...(await after('point', outcome, tasks[i]?.target)))
     }
-    return { ...outcome, warnings: [...warnings, ...outcome.warnings], log: log.lines() }
+    const whole = together(outcomes)
+    warnings.push(...(await after('domain', whole)))
+    const ids = new Set(tasks.map(({ id }) => id))
+    for (const { scope, key, isMeant } of scopes.toReversed()) {
+      const isMore = this.#ports.isBusy(other => !ids.has(other.id) && isMeant(other))
+      const all = this.#gate.leave(key, whole, isMore)
+      if (all !== undefined) warnings.push(...(await after(scope, together(all))))
+    }
+    return outcomes.map(outcome => ({ ...outcome, warnings: [...warnings, ...outcome.warnings], log: log.lines() }))
   }
 
   async #work(
-    task: Task,
+    tasks: Together<Task>,
     { loaded, log }: { readonly loaded: LoadedConfig; readonly log: RunLog },
     signal: AbortSignal,
-  ): Promise<RunOutcome> {
-    try {
-      const result = await this.#ports.runJob({ task, loaded, progress: log }, signal)
-      return { ...result, log: [] }
-    } catch (error) {
-      const code = errorCodeOf(error)
-      const why = explained(error)
+  ): Promise<readonly RunOutcome[]> {
+    const ends = await this.#ports
+      .runJob({ tasks, loaded, progress: log }, signal)
+      .catch((error: unknown): readonly JobEnd[] => tasks.map(() => ({ kind: 'failed', error })))
+    return tasks.map((task, i) => {
+      const end = ends[i] ?? { kind: 'failed', error: new BackupError('E_INTERNAL', 'the job told no end') }
+      if (end.kind === 'done') {
+        const { kind: _, ...result } = end
+        return { ...result, log: [] }
+      }
+      const code = errorCodeOf(end.error)
+      const why = explained(end.error)
       log.add(`${describeTask(task)} failed: ${why} [${code}]`)
       return { status: 'failed', error: { code, message: why }, warnings: [], figures: {}, log: [] }
-    }
+    })
   }
+
+  /** As `backup pull` would. */
+  #exitOf({ status, error }: HookOutcome): number {
+    if (status === 'failed') return this.#ports.exitOf(error?.code ?? 'E_INTERNAL')
+    return status === 'partial' ? 3 : 0
+  }
+}
+
+type HookOutcome = Pick<RunOutcome, 'status' | 'error' | 'point' | 'figures'>
+
+/** Several outcomes as one; a single one as it is. */
+function together(outcomes: readonly HookOutcome[]): HookOutcome {
+  const [only, another] = outcomes
+  if (only !== undefined && another === undefined) return only
+  return { status: statusOfRuns(outcomes), error: outcomes.find(one => one.error)?.error, figures: sum(outcomes) }
 }
 
 /** What happened and why, once each. */

@@ -16,6 +16,8 @@ export interface PullTask extends TaskTiming {
   readonly group: string | undefined
   /** With the target that this task is about; a job with several targets is several tasks. */
   readonly job: ResolvedJob
+  /** The same for all targets of a job: those of them that are due together are one run, from one read. */
+  readonly together: string
 }
 
 export interface StoreTask extends TaskTiming {
@@ -40,6 +42,9 @@ export interface TaskTiming {
 export function describeTask(task: Task): string {
   return task.verb === 'pull' ? `${task.domain.name} to ${task.target}` : `${task.verb} of ${task.target}`
 }
+
+/** Tasks that are one run: the targets of one job, or work on one store. */
+export type Together<T> = readonly [T, ...T[]]
 
 export type RunStatus = 'success' | 'partial' | 'failed' | 'skipped'
 
@@ -76,6 +81,10 @@ export interface RunOrder {
   /** From 1. */
   readonly attempt: number
   readonly started: number
-  /** When the next attempt would be made after such an outcome; undefined where there is none. */
-  readonly retryAfter: (outcome: RunOutcome) => number | undefined
+  /**
+   * Tells how it ended, before anybody else is told: from then on it does not
+   * count as running. Gives when the next attempt is made; undefined where
+   * there is none.
+   */
+  readonly settle: (outcome: RunOutcome) => number | undefined
 }

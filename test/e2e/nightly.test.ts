@@ -17,6 +17,8 @@ import { run } from '../lab/run-program.js'
 const MAIN = fileURLToPath(new URL('../../src/cli/main.cjs', import.meta.url))
 const PATIENCE_MS = 120_000
 
+t.setTimeout(900_000)
+
 interface Ended {
   readonly code: number | null
   readonly stdout: string
@@ -79,11 +81,12 @@ threads: 3
 retry: { attempts: 1, delay: 2s }
 targets:
   nas: { path: ${lab.path('nas')} }
+  mirror: { path: ${lab.path('mirror')} }
   offsite: { path: ${lab.path('offsite')}, parallel: 2 }
   tiny: { path: ${lab.path('tiny')}/store }
 default: { quiesce: false }
 groups:
-  prod: { target: nas, schedule: '0 2 * * *', daily: 7, hosts: ['r:^prod-', { host: prod-2, quiesce: required }, { host: prod-3, disable_if_powered_off: true }] }
+  prod: { targets: [nas, mirror], schedule: '0 2 * * *', daily: 7, hosts: ['r:^prod-', { host: prod-2, quiesce: required }, { host: prod-3, disable_if_powered_off: true }] }
   lab: { target: offsite, schedule: '0 3 * * *', daily: 3, hosts: ['r:^lab-'] }
 commands:
   - before: everything
@@ -126,7 +129,8 @@ metrics: { textfile: ${textfile} }
     })
   }
 
-  for (const target of ['nas', 'offsite', 'tiny']) t.equal((await virtvault('init', target)).code, 0, `init ${target}`)
+  for (const target of ['nas', 'mirror', 'offsite', 'tiny'])
+    t.equal((await virtvault('init', target)).code, 0, `init ${target}`)
   const log = { text: '' }
   for (const name of ['prod-1', 'prod-3', 'prod-4', 'prod-5', 'lab-1', 'lab-2', 'lab-3', 'lab-4', 'lab-5']) {
     const domain = await newDomain(name)
@@ -172,7 +176,7 @@ metrics: { textfile: ${textfile} }
     t.match(await virtvault('daemon', 'reload'), { code: 2, stderr: /dayly: unknown key/ })
     const { config_problems, jobs } = await status()
     t.match(config_problems, [/Did you mean "daily"/])
-    t.equal(jobs.length, 10)
+    t.equal(jobs.length, 14)
     writeFileSync(config, settings)
     await until('it is mended by itself', async () => (await status()).config_problems.length === 0)
   })
@@ -196,11 +200,12 @@ metrics: { textfile: ${textfile} }
   await t.test('points, summary and exit codes agree with it', async t => {
     const listed = async (target: string) =>
       ((await json('list', '-t', target)) as { points: { domain: string; id: string }[] }).points
-    const points = [...(await listed('nas')), ...(await listed('offsite'))].map(({ id }) => id)
+    const targets = await Promise.all(['nas', 'mirror', 'offsite'].map(listed))
+    const points = targets.flat().map(({ id }) => id)
     const made = runs.flatMap(({ point }) => point ?? [])
     t.strictSame(points.sort(), made.sort())
     t.strictSame(await listed('tiny'), [])
-    t.match(await virtvault('status', '--check'), { code: 20, stdout: /^critical: 10 jobs, 2 critical/ })
+    t.match(await virtvault('status', '--check'), { code: 20, stdout: /^critical: 14 jobs, 3 critical/ })
     const nagios = await virtvault('status', '--nagios')
     t.match(nagios, { code: 2, stdout: /^VIRTVAULT CRITICAL - / })
     for (const name of ['prod-2', 'lab-3']) t.match(nagios.stdout, `${name} to`)
@@ -213,7 +218,7 @@ metrics: { textfile: ${textfile} }
         one.results.map(({ domain, status, error }) => [domain, error?.code ?? status] as const),
       )
     }
-    await until('all are told', async () => (await results()).length >= 10)
+    await until('all are told', async () => (await results()).length >= 14)
     t.strictSame(Object.fromEntries(await results()), EXPECTED)
     const pings = service.received.map(({ path }) => path).filter(path => path.startsWith('/ping'))
     t.ok(pings.includes('/ping/secret/start'))
@@ -243,6 +248,7 @@ metrics: { textfile: ${textfile} }
   await t.test('hooks ran once for everything, and for each domain that failed', async t => {
     const lines = readFileSync(hooks, 'utf8').trim().split('\n')
     t.equal(lines.filter(line => line === 'before before.everything').length, 1)
+    t.equal(lines.filter(line => line.startsWith('prod-2')).length, 2, 'once for both its targets, at each attempt')
     for (const line of ['prod-2 E_AGENT 6', 'lab-3 E_NO_SPACE 13']) t.ok(lines.includes(line), line)
   })
 

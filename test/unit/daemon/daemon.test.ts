@@ -8,6 +8,8 @@ import { BackupError } from '../../../src/base/errors.js'
 import { Daemon, type DaemonPorts } from '../../../src/daemon/daemon.js'
 import { History } from '../../../src/daemon/history.js'
 import { MemoryFile } from '../../../src/daemon/memory-file.js'
+import type { Task } from '../../../src/daemon/task.js'
+import type { JobResult } from '../../../src/daemon/task-runner.js'
 import { DAY_MS, HOUR_MS, MINUTE_MS } from '../../../src/model/duration.js'
 import { DrivenClock } from '../../fakes/driven-clock.js'
 import { FakeMachine } from '../../fakes/fake-machine.js'
@@ -22,7 +24,8 @@ class Bench {
   readonly logged: string[] = []
   readonly fs: SimulatedFs
   readonly file: string
-  work: DaemonPorts['runJob'] = () => Promise.resolve({ status: 'success', warnings: [], figures: { read_bytes: 5 } })
+  work: (work: { readonly task: Task }, signal: AbortSignal) => Promise<JobResult> = () =>
+    Promise.resolve({ status: 'success', warnings: [], figures: { read_bytes: 5 } })
   #ids = 0
 
   constructor(t: Test, config: string, fs = new SimulatedFs()) {
@@ -51,7 +54,15 @@ class Bench {
       history: await History.open({ directory: '/state/history', fs, now: () => clock.now(), random }),
       memory: new MemoryFile(fs, '/state'),
       connect: () => Promise.resolve(this.machine),
-      runJob: (work, signal) => this.work(work, signal),
+      runJob: ({ tasks }, signal) =>
+        Promise.all(
+          tasks.map(task =>
+            this.work({ task }, signal).then(
+              result => ({ kind: 'done' as const, ...result }),
+              (error: unknown) => ({ kind: 'failed' as const, error }),
+            ),
+          ),
+        ),
       runInGuest: () => Promise.reject(new BackupError('E_AGENT', 'none')),
       exitOf: () => 1,
       surveyStores: () => Promise.resolve([]),

@@ -1,6 +1,7 @@
 import t, { type Test } from 'tap'
 
-import { type MissReason, Scheduler, type SchedulerLimits, type TaskMemory } from '../../../src/daemon/scheduler.js'
+import { type MissReason, Scheduler, type SchedulerLimits } from '../../../src/daemon/scheduler.js'
+import type { TaskMemory } from '../../../src/daemon/task-memory.js'
 import type { PullTask, RunOrder, RunOutcome, StoreTask, Task } from '../../../src/daemon/task.js'
 import { completeSettings } from '../../../src/config/settings.js'
 import { formatLocal, calendarIn } from '../../../src/model/calendar.js'
@@ -28,6 +29,7 @@ function pull({ name = 'db01', cron = '0 2 * * *', zone = ZONE, ...rest }: PullW
     verb: 'pull',
     domain,
     group: 'prod',
+    together: `pull/${name}/prod`,
     job: {
       id: 'prod',
       domain,
@@ -72,6 +74,10 @@ interface Missed {
 class Bench {
   readonly clock: DrivenClock
   readonly orders: RunOrder[] = []
+  /** Task ids of each run. */
+  readonly together: string[][] = []
+  /** Whether anything was busy still, asked as each one was told. */
+  readonly busyAfter: boolean[] = []
   readonly missed: Missed[] = []
   readonly stale: string[] = []
   readonly scheduler: Scheduler
@@ -85,9 +91,14 @@ class Bench {
     this.scheduler = new Scheduler(
       {
         clock: this.clock,
-        run: (order, signal) => {
-          this.orders.push(order)
-          return this.work(order, signal)
+        run: async (orders, signal) => {
+          this.orders.push(...orders)
+          this.together.push(orders.map(({ task }) => task.id))
+          const outcomes = await Promise.all(orders.map(order => this.work(order, signal)))
+          for (const [i, order] of orders.entries()) {
+            order.settle(outcomes[i]!)
+            this.busyAfter.push(this.scheduler.isBusy(() => true))
+          }
         },
         onMissed: (task, missed) => this.missed.push({ task: task.id, ...missed }),
         onStale: task => this.stale.push(task.id),
@@ -258,7 +269,7 @@ t.test('limits of host, target and domain hold, and the higher priority goes fir
   const names = Array.from({ length: 10 }, (_, at) => `vm${at}`)
   bench.start([
     ...names.map(name => pull({ name, priority: name === 'vm7' ? 5 : 0 })),
-    ...names.map(name => pull({ name, target: 'offsite' })),
+    ...names.map(name => pull({ name, target: 'offsite', together: `pull/${name}/other` })),
   ])
 
   await bench.clock.advance(4 * HOUR_MS)
@@ -267,6 +278,56 @@ t.test('limits of host, target and domain hold, and the higher priority goes fir
   t.equal(bench.orders.length, 20)
   t.strictSame(peaks, { host: 3, nas: 2, domain: 1 })
   t.equal(bench.orders.find(({ task }) => task.target === 'nas')?.task.id, 'pull/vm7/prod/nas')
+})
+
+t.test('the targets of a job that are due together are one run, also when they are tried again', async t => {
+  const bench = new Bench('2026-06-01T23:00:00Z', { ...LIMITS, retry: { attempts: 1, delay: MINUTE_MS } })
+  bench.work = order => Promise.resolve(order.task.target === 'nas' || order.attempt > 1 ? GOOD : BAD)
+  const targets = ['nas', 'offsite', 'third']
+  bench.start(targets.map(target => pull({ target })))
+
+  await bench.clock.advance(2 * HOUR_MS)
+  bench.scheduler.runNow(['pull/db01/prod/third', 'pull/db01/prod/nas'])
+  await bench.clock.advance(1)
+  await bench.stop()
+
+  t.strictSame(bench.together, [
+    ['pull/db01/prod/nas', 'pull/db01/prod/offsite', 'pull/db01/prod/third'],
+    ['pull/db01/prod/offsite', 'pull/db01/prod/third'],
+    ['pull/db01/prod/third', 'pull/db01/prod/nas'],
+  ])
+})
+
+t.test('the last of a run into several targets knows that it is the last', async t => {
+  const bench = new Bench('2026-06-01T23:00:00Z')
+  bench.start(['nas', 'offsite'].map(target => pull({ target })))
+
+  await bench.clock.advance(2 * HOUR_MS)
+  await bench.stop()
+
+  t.strictSame(bench.busyAfter, [true, false])
+})
+
+t.test('a run into several targets takes a turn at each of them', async t => {
+  const bench = new Bench('2026-06-01T23:00:00Z', { ...LIMITS, host: 9, ofTarget: () => 1 })
+  let running = 0
+  let peak = 0
+  bench.work = async () => {
+    peak = Math.max(peak, ++running)
+    await bench.clock.sleep(MINUTE_MS)
+    running--
+    return GOOD
+  }
+  const names = ['a', 'b', 'c', 'd']
+  bench.start(
+    names.flatMap((name, i) => (i % 2 ? ['nas', 'offsite'] : ['offsite', 'nas']).map(target => pull({ name, target }))),
+  )
+
+  await bench.clock.advance(2 * HOUR_MS)
+  await bench.stop()
+
+  t.equal(bench.orders.length, 8, 'nobody waits in a circle')
+  t.equal(peak, 2, 'one domain at a time, with both its targets')
 })
 
 t.test('prune, gc and verify of a store that are due together run in this order, beside pulls', async t => {
