@@ -27,6 +27,8 @@ packages=(
   "libvirt-clients:virsh, how the tests drive the lab"
   "qemu-system-x86:the domains of the lab"
   "ovmf:UEFI firmware, whose variables belong into a recovery point"
+  "swtpm:emulated TPMs, whose state belongs into a recovery point"
+  "swtpm-tools:how libvirt makes one"
   "qemu-utils:qemu-img, qemu-io and qemu-nbd, which judge restored images"
   "libnbd-bin:nbdcopy and nbdinfo, which judge NBD reads"
   "nbdkit:NBD servers that fail on demand"

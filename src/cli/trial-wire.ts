@@ -4,15 +4,17 @@ import { join } from 'node:path'
 
 import type { BackupError } from '../base/errors.js'
 import { createOverlay } from '../image/overlay.js'
-import { BootTest, type TrialFolder } from '../jobs/boot-test.js'
+import { BootTest, type TpmFile, type TrialFolder } from '../jobs/boot-test.js'
 import { type ReadTestResult, testRestore } from '../jobs/read-test.js'
+import { tpmPlace } from '../jobs/restore-domain.js'
 import { ServeJob } from '../jobs/serve-job.js'
 import { parseQemuUser, type QemuUser } from '../libvirt/capabilities-xml.js'
 import { rewriteDomainXml } from '../libvirt/restore-xml.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import { ExportServer } from '../nbd/export-server.js'
 import type { StorePort } from '../store/store-types.js'
-import { runtimeDir } from './places.js'
+import { firmwarePlaces, runtimeDir } from './places.js'
+import { makePassableDirectory } from './restore-wire.js'
 import type { Session } from './session.js'
 import type { Machine } from './wire.js'
 
@@ -57,6 +59,7 @@ export async function makeBootTest(session: Session, store: StorePort, machine: 
     createOverlay: spec => createOverlay({ ...spec, owner: user }),
     rewrite: rewriteDomainXml,
     makeFolder: () => makeTrialFolder(give),
+    placeTpm: (uuid, files) => placeTpm(firmwarePlaces(machine.access.uri).swtpm, uuid, files),
     readText: path => readFile(path, 'latin1').catch(() => undefined),
     writeFile: async (path, bytes) => {
       await writeFile(path, bytes, { mode: 0o600 })
@@ -66,6 +69,23 @@ export async function makeBootTest(session: Session, store: StorePort, machine: 
     clock: session.clock,
     progress: session.progress,
   })
+}
+
+/** libvirt gives them to swtpm's user, and removes them with the domain; a start that fails leaves them. */
+async function placeTpm(swtpmDir: string, uuid: string, files: readonly TpmFile[]): Promise<AsyncDisposable> {
+  const remove = () => rm(join(swtpmDir, uuid), { recursive: true, force: true })
+  try {
+    for (const { name, bytes } of files) {
+      const place = tpmPlace(swtpmDir, uuid, name)
+      if (place === undefined) continue
+      await makePassableDirectory(place.directory)
+      await writeFile(place.path, bytes, { mode: 0o600 })
+    }
+  } catch (error) {
+    await remove()
+    throw error
+  }
+  return { [Symbol.asyncDispose]: remove }
 }
 
 /** Short, for the socket in it. */

@@ -22,7 +22,7 @@ import type { VerifyJob } from '../jobs/verify-job.js'
 import type { Pin } from './gc-view.js'
 import { readPackageJson } from './package-json.js'
 import { type PriorityWords, readPriority } from './priority.js'
-import { defaultScratchDir, runtimeDir } from './places.js'
+import { defaultScratchDir, runtimeDir, firmwarePlaces } from './places.js'
 import { localTimeZone } from './points.js'
 import type { RetentionPolicy } from '../model/retention.js'
 import { secretEnvironment } from './secret-env.js'
@@ -336,8 +336,9 @@ export async function makeDoctorJob(session: RunContext): Promise<DoctorJob> {
   })
 }
 
-async function makePullHost({ hypervisor }: Machine, scratchDir: string | undefined): Promise<PullHost> {
+async function makePullHost({ hypervisor, access }: Machine, scratchDir: string | undefined): Promise<PullHost> {
   const { PullHost } = await import('../libvirt/pull-host.js')
   const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
-  return new PullHost(hypervisor, { ...places, readOnly: false, shareable: false })
+  const { swtpm: swtpmDir } = firmwarePlaces(access.uri)
+  return new PullHost(hypervisor, { ...places, swtpmDir, readOnly: false, shareable: false })
 }

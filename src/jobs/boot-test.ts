@@ -25,6 +25,11 @@ export interface TrialFolder extends AsyncDisposable {
   readonly path: string
 }
 
+export interface TpmFile {
+  readonly name: string
+  readonly bytes: Uint8Array
+}
+
 export interface BootPorts {
   readonly store: Pick<StorePort, 'readBlob' | 'points'>
   readonly host: Pick<
@@ -40,6 +45,8 @@ export interface BootPorts {
   /** `rewriteDomainXml` of libvirt/. */
   readonly rewrite: (xml: string, options: RestoreXmlOptions) => RestoredXml
   readonly makeFolder: () => Promise<TrialFolder>
+  /** Gives a domain the TPM state of a point, by names such as `tpm/tpm2/tpm2-00.permall`; disposing removes it. */
+  readonly placeTpm: (uuid: string, files: readonly TpmFile[]) => Promise<AsyncDisposable>
   /** undefined while there is no such file. */
   readonly readText: (path: string) => Promise<string | undefined>
   /** Closed to others, but for QEMU. */
@@ -106,7 +113,10 @@ export class BootTest {
     await using folder = await this.#ports.makeFolder()
     await using job = await this.#ports.serve(point, join(folder.path, 'nbd.sock'))
     const consoleLog = join(folder.path, 'console.log')
-    const { xml, hasAgent } = await this.#trialXml(point, { folder: folder.path, consoleLog, job })
+    const trialUuid = this.#ports.newUuid()
+    const { xml, hasAgent } = await this.#trialXml(point, { uuid: trialUuid, folder: folder.path, consoleLog, job })
+    // A disk that is sealed to the TPM does not open with an empty one.
+    await using _tpm = await this.#ports.placeTpm(trialUuid, await this.#tpmOf(point))
     progress.report({ kind: 'phase', subject: point.domain.name, phase: 'boot' })
     const started = clock.monotonic()
     const seconds = () => Math.round(clock.monotonic() - started) / 1000
@@ -137,9 +147,15 @@ export class BootTest {
 
   async #trialXml(
     point: RecoveryPoint,
-    where: { readonly folder: string; readonly consoleLog: string; readonly job: ServeJob },
+    where: {
+      readonly uuid: string
+      readonly folder: string
+      readonly consoleLog: string
+      readonly job: ServeJob
+    },
   ): Promise<{ readonly xml: string; readonly hasAgent: boolean }> {
-    const { store, createOverlay, rewrite, newUuid } = this.#ports
+    const { store, createOverlay, rewrite } = this.#ports
+    const { uuid } = where
     const disks = new Map<string, RestoredSource>()
     for (const [index, { target, size, exportName }] of where.job.disks.entries()) {
       const path = join(where.folder, `disk-${index}.qcow2`)
@@ -147,7 +163,6 @@ export class BootTest {
       await createOverlay({ path, size, backing })
       disks.set(target, { kind: 'file', path, format: 'qcow2', backing })
     }
-    const uuid = newUuid()
     const original = await readDefinition(store, point)
     const { xml } = rewrite(original, {
       name: `virtvault-boot-${uuid.slice(0, 8)}`,
@@ -160,6 +175,14 @@ export class BootTest {
       trial: { consoleLog: where.consoleLog },
     })
     return { xml, hasAgent: original.includes('org.qemu.guest_agent.0') }
+  }
+
+  async #tpmOf(point: RecoveryPoint): Promise<readonly TpmFile[]> {
+    const files: TpmFile[] = []
+    for (const blob of point.blobs) {
+      if (blob.name.startsWith('tpm/')) files.push({ name: blob.name, bytes: await this.#ports.store.readBlob(blob) })
+    }
+    return files
   }
 
   async #nvram(point: RecoveryPoint, folder: string): Promise<string | undefined> {

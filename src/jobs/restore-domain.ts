@@ -180,12 +180,22 @@ export class DomainRestore {
     return point.blobs.flatMap(blob => {
       if (blob.name === 'nvram') return [{ blob, directory: nvram, path: join(nvram, `${safeName}_VARS.fd`) }]
       // swtpm's state is found by UUID: a copy without it starts with an empty TPM.
-      const tpm = /^tpm\/(tpm2|tpm1\.2)\/([A-Za-z0-9][A-Za-z0-9._-]*)$/.exec(blob.name)
-      if (tpm?.[1] === undefined || tpm[2] === undefined) return []
-      const directory = join(swtpm, domain.uuid, tpm[1])
-      return [{ blob, directory, path: join(directory, tpm[2]) }]
+      const place = tpmPlace(swtpm, domain.uuid, blob.name)
+      return place === undefined ? [] : [{ blob, ...place }]
     })
   }
+}
+
+/** Where a domain's swtpm looks for a file that a point calls `tpm/VERSION/NAME`; undefined of other names (I10). */
+export function tpmPlace(
+  swtpmDir: string,
+  uuid: string,
+  name: string,
+): { readonly directory: string; readonly path: string } | undefined {
+  const [, version, file] = /^tpm\/(tpm2|tpm1\.2)\/([A-Za-z0-9][A-Za-z0-9._-]*)$/.exec(name) ?? []
+  if (version === undefined || file === undefined) return undefined
+  const directory = join(swtpmDir, uuid, version)
+  return { directory, path: join(directory, file) }
 }
 
 /** The domain's persistent definition, or the live one where it has none. Rejects with E_NOT_FOUND, E_DAMAGED. */

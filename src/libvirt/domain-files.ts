@@ -29,7 +29,10 @@ export interface DomainFiles {
  * the disks are worth more than a missing kernel. UEFI variables and TPM state
  * are read while the guest may write them; both are small and rarely written.
  */
-export async function readDomainFiles(domain: DomainDescription, swtpmDir = SWTPM_STATE_DIR): Promise<DomainFiles> {
+export async function readDomainFiles(
+  domain: DomainDescription,
+  { swtpmDir = SWTPM_STATE_DIR, isRunning }: { readonly swtpmDir?: string | undefined; readonly isRunning: boolean },
+): Promise<DomainFiles> {
   const { firmware, tpm } = domain
   const named: { name: string; path: string | undefined }[] = [
     { name: 'loader', path: firmware.loader },
@@ -38,10 +41,22 @@ export async function readDomainFiles(domain: DomainDescription, swtpmDir = SWTP
     { name: 'initrd', path: firmware.initrd },
     { name: 'dtb', path: firmware.dtb },
   ]
-  if (tpm?.backend === 'emulator') named.push(...(await listTpmState(join(swtpmDir, domain.uuid))))
-
   const files: DomainFile[] = []
   const warnings: Warning[] = []
+  if (tpm?.backend === 'emulator') {
+    const dir = join(swtpmDir, domain.uuid)
+    try {
+      const state = await listTpmState(dir)
+      named.push(...state)
+      // One that was never started has none yet.
+      if (state.length === 0 && isRunning) throw new Error('there is none, though the domain runs')
+    } catch (error) {
+      warnings.push({
+        code: 'W_FILE_SKIPPED',
+        message: `the TPM's state (${dir}) is not in the recovery point: ${messageOf(error)}`,
+      })
+    }
+  }
   for (const { name, path } of named) {
     if (path === undefined) continue
     try {
@@ -50,7 +65,7 @@ export async function readDomainFiles(domain: DomainDescription, swtpmDir = SWTP
       files.push({ name, path, bytes: await readFile(path) })
     } catch (error) {
       // A domain that was never started has no UEFI variables yet.
-      if (name === 'nvram' && isMissing(error)) continue
+      if (name === 'nvram' && !isRunning && isMissing(error)) continue
       warnings.push({
         code: 'W_FILE_SKIPPED',
         message: `${name} (${path}) is not in the recovery point: ${messageOf(error)}`,
@@ -63,10 +78,14 @@ export async function readDomainFiles(domain: DomainDescription, swtpmDir = SWTP
 async function listTpmState(dir: string): Promise<{ name: string; path: string }[]> {
   const found: { name: string; path: string }[] = []
   for (const version of ['tpm2', 'tpm1.2']) {
-    const names = await readdir(join(dir, version)).catch(() => [])
+    const names = await readdir(join(dir, version)).catch((error: unknown) => {
+      if (isMissing(error)) return []
+      throw error
+    })
     for (const name of names) {
-      // The lock file is the running swtpm's own.
-      if (!name.startsWith('.')) found.push({ name: `tpm/${version}/${name}`, path: join(dir, version, name) })
+      // The lock file is the running swtpm's own, and so is a file that it has not renamed yet.
+      if (!name.startsWith('.') && !name.startsWith('TMP'))
+        found.push({ name: `tpm/${version}/${name}`, path: join(dir, version, name) })
     }
   }
   return found

@@ -38,6 +38,8 @@ export interface PullHostOptions extends PlacesPolicy {
   /** Back up read-only and shareable disks too. */
   readonly readOnly: boolean
   readonly shareable: boolean
+  /** Where this libvirt keeps TPM state; `/var/lib/libvirt/swtpm` unless given. */
+  readonly swtpmDir?: string | undefined
 }
 
 export interface DomainSurvey {
@@ -78,7 +80,7 @@ export class PullHost {
     const disks: SurveyedDisk[] = []
     const isRunning = xml.live !== undefined
     for (const disk of description.disks) disks.push(await this.#surveyDisk(disk, isRunning, signal))
-    const { files, warnings } = await readDomainFiles(description)
+    const { files, warnings } = await readDomainFiles(description, { swtpmDir: this.#options.swtpmDir, isRunning })
     const xmlFile = (name: string, text: string): DomainFile => ({ name, bytes: Buffer.from(text), path: undefined })
     return {
       disks,

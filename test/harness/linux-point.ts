@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import { cliEnvironment } from '../demo/virtvault-cli.js'
@@ -33,6 +34,9 @@ export class LabProgram implements AsyncDisposable {
       VIRTVAULT_CONNECT: lab.uri,
       VIRTVAULT_RUNTIME_DIR: this.runtimeDir,
       VIRTVAULT_STATE_DIR: this.stateDir,
+      // As its libvirtd has them, which sees its own /var/lib/libvirt.
+      VIRTVAULT_NVRAM_DIR: join(lab.folder, 'lib', 'qemu', 'nvram'),
+      VIRTVAULT_SWTPM_DIR: join(lab.folder, 'lib', 'swtpm'),
     }
   }
 
