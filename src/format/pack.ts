@@ -1,6 +1,6 @@
 import { sameBytes } from '../base/hex.js'
 import { native } from '../native/binding.js'
-import { expectIntact } from './damage.js'
+import { damaged, expectIntact } from './damage.js'
 import { ID_BYTES, MAX_RECORD_BYTES, RECORD_FLAG, RECORD_HEADER_BYTES, RECORD_KIND, TAG_BYTES } from './record.js'
 
 export const PACK_KIND = { data: 1, meta: 2 } as const
@@ -104,31 +104,59 @@ export function encodePackFooter(entries: readonly PackEntry[]): Uint8Array {
  * another from the header to the footer. Throws E_DAMAGED.
  */
 export function decodePackFooter(bytes: Uint8Array, trailer: PackTrailer): PackEntry[] {
+  const { plainLengths } = decodeFooterColumns(bytes, trailer)
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
+  return Array.from(plainLengths, (plainLength, record) => {
+    const at = record * PACK_ENTRY_BYTES
+    return {
+      id: bytes.slice(at, at + ID_BYTES),
+      offset: offsetAt(view, at),
+      plainLength,
+      storedLength: view.getUint32(at + 44, true),
+      record,
+      kind: view.getUint8(at + 52),
+      flags: view.getUint8(at + 53),
+    }
+  })
+}
+
+/** What a census wants of a footer, without an object per record. */
+export interface FooterColumns {
+  /** The id of record i begins at byte i * `idStride`. */
+  readonly ids: Uint8Array
+  readonly idStride: number
+  readonly plainLengths: Uint32Array
+  readonly storedLengths: Uint32Array
+}
+
+/** As decodePackFooter; `bytes` are kept. Throws E_DAMAGED. */
+export function decodeFooterColumns(bytes: Uint8Array, trailer: PackTrailer): FooterColumns {
   const what = 'a pack footer'
   expectIntact(bytes.length === trailer.entryCount * PACK_ENTRY_BYTES, what, `${bytes.length} bytes`)
   expectIntact(native().crc32c(bytes) === trailer.footerCrc, what, 'wrong checksum')
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
-  const entries: PackEntry[] = []
+  const plainLengths = new Uint32Array(trailer.entryCount)
+  const storedLengths = new Uint32Array(trailer.entryCount)
   let end = PACK_HEADER_BYTES
-  for (let at = 0; at < bytes.length; at += PACK_ENTRY_BYTES) {
-    const entry: PackEntry = {
-      id: bytes.slice(at, at + ID_BYTES),
-      offset: Number(view.getBigUint64(at + 32, true)),
-      plainLength: view.getUint32(at + 40, true),
-      storedLength: view.getUint32(at + 44, true),
-      record: view.getUint32(at + 48, true),
-      kind: view.getUint8(at + 52),
-      flags: view.getUint8(at + 53),
-    }
-    checkEntry(entry, what)
-    expectIntact(view.getUint16(at + 54, true) === 0, what, 'reserved bytes are set')
-    expectIntact(entry.offset === end, what, `a record at ${entry.offset} where ${end} is next`)
-    expectIntact(entry.record === entries.length, what, `record number ${entry.record} out of order`)
-    end += RECORD_HEADER_BYTES + entry.storedLength
-    entries.push(entry)
+  for (let record = 0; record < trailer.entryCount; record++) {
+    const at = record * PACK_ENTRY_BYTES
+    const [plainLength, storedLength] = [view.getUint32(at + 40, true), view.getUint32(at + 44, true)]
+    const wrong =
+      wrongRecord({ kind: view.getUint8(at + 52), flags: view.getUint8(at + 53), plainLength, storedLength }) ??
+      (view.getUint16(at + 54, true) === 0 ? undefined : 'reserved bytes are set') ??
+      (offsetAt(view, at) === end ? undefined : `a record at ${offsetAt(view, at)} where ${end} is next`) ??
+      (view.getUint32(at + 48, true) === record ? undefined : `record number ${record} is out of order`)
+    if (wrong !== undefined) throw damaged(what, wrong)
+    end += RECORD_HEADER_BYTES + storedLength
+    plainLengths[record] = plainLength
+    storedLengths[record] = storedLength
   }
   expectIntact(end === trailer.footerOffset, what, 'records do not end where the footer begins')
-  return entries
+  return { ids: bytes, idStride: PACK_ENTRY_BYTES, plainLengths, storedLengths }
+}
+
+function offsetAt(view: DataView, at: number): number {
+  return view.getUint32(at + 32, true) + view.getUint32(at + 36, true) * 2 ** 32
 }
 
 export interface PackTrailer {
@@ -180,17 +208,22 @@ export function decodePackTrailer(bytes: Uint8Array, packSize: number, packId: U
   return { footerOffset, entryCount, footerCrc: view.getUint32(20, true), packId: bytes.slice(24, 40) }
 }
 
-function checkEntry(entry: PackEntry, what: string): void {
-  const { kind, flags, plainLength, storedLength } = entry
-  expectIntact(
-    kind === RECORD_KIND.chunk || kind === RECORD_KIND.node || kind === RECORD_KIND.blob,
-    what,
-    `unknown record kind ${kind}`,
-  )
+/** What is impossible about a record; undefined where nothing is. */
+function wrongRecord(record: {
+  readonly kind: number
+  readonly flags: number
+  readonly plainLength: number
+  readonly storedLength: number
+}): string | undefined {
+  const { kind, flags, plainLength, storedLength } = record
+  if (kind !== RECORD_KIND.chunk && kind !== RECORD_KIND.node && kind !== RECORD_KIND.blob) {
+    return `unknown record kind ${kind}`
+  }
   const known = RECORD_FLAG.zstd | RECORD_FLAG.encrypted
-  expectIntact((flags & ~known) === 0, what, `unknown record flags ${flags}`)
-  expectIntact(plainLength >= 1 && plainLength <= MAX_RECORD_BYTES, what, `plain length ${plainLength}`)
+  if ((flags & ~known) !== 0) return `unknown record flags ${flags}`
+  if (plainLength < 1 || plainLength > MAX_RECORD_BYTES) return `plain length ${plainLength}`
   const tag = (flags & RECORD_FLAG.encrypted) === 0 ? 0 : TAG_BYTES
   // Nothing is stored compressed that did not shrink.
-  expectIntact(storedLength >= 1 && storedLength <= plainLength + tag, what, `stored length ${storedLength}`)
+  if (storedLength < 1 || storedLength > plainLength + tag) return `stored length ${storedLength}`
+  return undefined
 }

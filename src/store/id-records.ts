@@ -1,41 +1,64 @@
-import { type FileHandle, mkdtemp, open, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-
 import { invariant } from '../base/invariant.js'
+import { forEachLimited } from '../base/async.js'
 import { ID_BYTES } from '../format/record.js'
 import { ID_WORDS } from './id-table.js'
+import { SpillFile } from './spill-file.js'
 
-/** By the first byte of the id. */
-export const PARTITIONS = 256
-/** Of one set; what is more goes to a temporary file. */
-const MEMORY_BYTES = 48 * 1024 * 1024
-const FIRST_PARTITION_BYTES = 4096
+/** By the first 12 bits of the id. */
+export const PARTITIONS = 4096
+/** Of one bag in memory; as much again while it is sorted. What is more goes to a temporary file. */
+const MEMORY_BYTES = 8 * 1024 * 1024
+const FIRST_BYTES = 4096
+/** Room for what is added while the file is being written. */
+const SLACK_BYTES = 1024 * 1024
+/** Looked at together, of all bags: some 16 MiB with what is made of them. */
+const MAX_RECORDS_AT_ONCE = 128 * 1024
+const READS_AT_ONCE = 4
+
+/** Partitions `[from, to)`. */
+export interface PartitionRange {
+  readonly from: number
+  readonly to: number
+}
+
+/** A part of the file: records sorted by partition, those of partition p from number `starts[p]` on. */
+interface Segment {
+  readonly offset: number
+  readonly starts: Uint32Array
+}
 
 /**
- * A bag of fixed-size records that begin with an id, split by the id's first
- * byte: a partition fits in memory where the whole does not. Holds 48 MiB at
- * most; the rest is in one file below the system's temporary directory, which
- * goes when this is disposed.
+ * A bag of fixed-size records that begin with an id, read back by parts of the
+ * id space: such a part fits in memory where the whole does not. Holds 16 MiB
+ * at most; the rest is in one temporary file, which goes when this is disposed.
+ *
+ * Filled first, read afterwards: nothing can be added once something was read.
  */
 export class IdRecords implements AsyncDisposable {
   readonly words: number
-  #parts = emptyParts()
-  /** Words in use of each part. */
-  readonly #used = new Float64Array(PARTITIONS)
-  readonly #spilled: { readonly offset: number; readonly bytes: number }[][]
   readonly #limitBytes: number
-  #file: SpillFile | undefined
-  #spilling = Promise.resolve()
-  #bytes = 0
+  /** In the order of arrival; the first `#used` words count. */
+  #filling = new Uint32Array(0)
+  #used = 0
+  /** Of `#filling`, by partition. */
+  readonly #fillCounts = new Uint32Array(PARTITIONS)
+  readonly #counts = new Float64Array(PARTITIONS)
   #count = 0
+  #sorted = new Uint32Array(0)
+  readonly #segments: Segment[] = []
+  /** Where nothing was ever spilled: the partitions in `#sorted`. */
+  #starts: Uint32Array | undefined
+  #file: SpillFile | undefined
+  #writing: Promise<void> | undefined
+  #isRead = false
+  /** What read() lends. */
+  #lent = new Uint32Array(0)
 
   /** `words`: 32-bit words of a record, the 8 of its id included. */
   constructor(words: number, limitBytes = MEMORY_BYTES) {
     invariant(words >= ID_WORDS, 'a record begins with an id')
     this.words = words
     this.#limitBytes = limitBytes
-    this.#spilled = Array.from({ length: PARTITIONS }, () => [])
   }
 
   /** Records that were added. */
@@ -45,126 +68,143 @@ export class IdRecords implements AsyncDisposable {
 
   /** Whether spill() is due. */
   get isFull(): boolean {
-    return this.#bytes > this.#limitBytes
+    return this.#used * 4 > this.#limitBytes
   }
 
   /** The id is that at byte `at` of `ids`; the other words follow it in the record. */
   add(ids: Uint8Array, at: number, ...rest: readonly number[]): void {
-    const partition = ids[at] ?? 0
-    const used = this.#used[partition] ?? 0
-    const part = this.#room(partition, used + this.words)
-    new Uint8Array(part.buffer, used * 4, ID_BYTES).set(ids.subarray(at, at + ID_BYTES))
-    for (let word = ID_WORDS; word < this.words; word++) part[used + word] = rest[word - ID_WORDS] ?? 0
-    this.#used[partition] = used + this.words
-    this.#bytes += this.words * 4
+    invariant(!this.#isRead, 'nothing is added to records that are being read')
+    const used = this.#used
+    if (used + this.words > this.#filling.length) this.#grow(used + this.words)
+    const records = this.#filling
+    new Uint8Array(records.buffer, used * 4, ID_BYTES).set(ids.subarray(at, at + ID_BYTES))
+    for (let word = ID_WORDS; word < this.words; word++) records[used + word] = rest[word - ID_WORDS] ?? 0
+    const partition = partitionOf(ids, at)
+    this.#fillCounts[partition] = (this.#fillCounts[partition] ?? 0) + 1
+    this.#counts[partition] = (this.#counts[partition] ?? 0) + 1
+    this.#used = used + this.words
     this.#count++
   }
 
-  /** Whether nothing was added to a partition. */
-  isEmpty(partition: number): boolean {
-    return (this.#used[partition] ?? 0) === 0 && (this.#spilled[partition] ?? []).length === 0
+  /** Records in some partitions. */
+  countIn({ from, to }: PartitionRange): number {
+    let sum = 0
+    for (let partition = from; partition < to; partition++) sum += this.#counts[partition] ?? 0
+    return sum
   }
 
-  /** Moves what is in memory to the file; others may go on adding. Rejects with what the system says. */
-  spill(): Promise<void> {
-    // Taken at once: what comes while it is being written belongs to the next time.
-    const parts = this.#parts.map((part, partition) => new Uint8Array(part.buffer, 0, (this.#used[partition] ?? 0) * 4))
-    this.#parts = emptyParts()
-    this.#used.fill(0)
-    this.#bytes = 0
-    const before = this.#spilling
-    this.#spilling = (async () => {
-      await before
-      this.#file ??= await SpillFile.create()
-      for (const [partition, bytes] of parts.entries()) {
-        if (bytes.length === 0) continue
-        this.#spilled[partition]?.push({ offset: await this.#file.append(bytes), bytes: bytes.length })
-      }
-    })()
-    return this.#spilling
+  /** Moves what is too much for memory to the file; others may go on adding. Rejects with what the system says. */
+  async spill(): Promise<void> {
+    while (this.#writing !== undefined) await this.#writing
+    // Somebody else has waited too, and was first.
+    if (this.isFull) await this.#write()
   }
 
-  /** All records of one partition, in the order in which they came. */
-  async partition(partition: number): Promise<Uint32Array> {
-    const segments = this.#spilled[partition] ?? []
-    const used = this.#used[partition] ?? 0
-    const inMemory = this.#parts[partition]?.subarray(0, used) ?? new Uint32Array(0)
-    const spilledBytes = segments.reduce((sum, { bytes }) => sum + bytes, 0)
-    const all = new Uint32Array(spilledBytes / 4 + used)
-    const bytes = new Uint8Array(all.buffer)
-    let at = 0
-    for (const segment of segments) {
-      await this.#file?.read(bytes.subarray(at, at + segment.bytes), segment.offset)
-      at += segment.bytes
+  /** All records of some partitions. Lent until the next call. */
+  async read(range: PartitionRange): Promise<Uint32Array> {
+    if (!this.#isRead) await this.#finishFilling()
+    if (this.#starts !== undefined) {
+      const { from, to } = range
+      return this.#sorted.subarray((this.#starts[from] ?? 0) * this.words, (this.#starts[to] ?? 0) * this.words)
     }
-    all.set(inMemory, at / 4)
-    return all
+    const words = this.countIn(range) * this.words
+    if (words > this.#lent.length) this.#lent = new Uint32Array(words)
+    const bytes = new Uint8Array(this.#lent.buffer)
+    let at = 0
+    const reads = this.#segments.flatMap(({ offset, starts }) => {
+      const [first, end] = [starts[range.from] ?? 0, starts[range.to] ?? 0]
+      const length = (end - first) * this.words * 4
+      const into = bytes.subarray(at, at + length)
+      at += length
+      return length === 0 ? [] : [{ into, offset: offset + first * this.words * 4 }]
+    })
+    await forEachLimited(reads, READS_AT_ONCE, async ({ into, offset }) => await this.#file?.read(into, offset))
+    return this.#lent.subarray(0, words)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#spilling.catch(() => undefined)
+    await this.#writing?.catch(() => undefined)
     const file = this.#file
     this.#file = undefined
+    this.#filling = this.#sorted = this.#lent = new Uint32Array(0)
     await file?.[Symbol.asyncDispose]()
   }
 
-  #room(partition: number, words: number): Uint32Array {
-    const part = this.#parts[partition] ?? new Uint32Array(0)
-    if (words <= part.length) return part
-    const larger = new Uint32Array(Math.max(FIRST_PARTITION_BYTES / 4, words, part.length * 2))
-    larger.set(part)
-    this.#parts[partition] = larger
-    return larger
-  }
-}
-
-function emptyParts(): Uint32Array[] {
-  return Array.from({ length: PARTITIONS }, () => new Uint32Array(0))
-}
-
-/** Written once, read back, never kept: nothing here needs to survive anything. */
-class SpillFile implements AsyncDisposable {
-  readonly #directory: string
-  readonly #handle: FileHandle
-  #size = 0
-
-  private constructor(directory: string, handle: FileHandle) {
-    this.#directory = directory
-    this.#handle = handle
+  async #finishFilling(): Promise<void> {
+    this.#isRead = true
+    while (this.#writing !== undefined) await this.#writing
+    if (this.#segments.length === 0) this.#starts = this.#sort()
+    else {
+      if (this.#used > 0) await this.#write()
+      this.#sorted = new Uint32Array(0)
+    }
+    this.#filling = new Uint32Array(0)
   }
 
-  static async create(): Promise<SpillFile> {
-    const directory = await mkdtemp(join(tmpdir(), 'virtvault-ids-'))
+  async #write(): Promise<void> {
+    const words = this.#used
+    const starts = this.#sort()
+    this.#writing = this.#append(new Uint8Array(this.#sorted.buffer, 0, words * 4), starts)
     try {
-      return new SpillFile(directory, await open(join(directory, 'ids'), 'wx+', 0o600))
-    } catch (error) {
-      await rm(directory, { recursive: true, force: true })
-      throw error
+      await this.#writing
+    } finally {
+      this.#writing = undefined
     }
   }
 
-  /** Gives the offset that the bytes got. */
-  async append(bytes: Uint8Array): Promise<number> {
-    const offset = this.#size
-    for (let done = 0; done < bytes.length; ) {
-      const { bytesWritten } = await this.#handle.write(bytes, done, bytes.length - done, offset + done)
-      invariant(bytesWritten > 0, 'a file takes bytes or refuses them')
-      done += bytesWritten
-    }
-    this.#size += bytes.length
-    return offset
+  async #append(bytes: Uint8Array, starts: Uint32Array): Promise<void> {
+    this.#file ??= await SpillFile.create()
+    this.#segments.push({ offset: await this.#file.append(bytes), starts })
   }
 
-  async read(into: Uint8Array, offset: number): Promise<void> {
-    for (let done = 0; done < into.length; ) {
-      const { bytesRead } = await this.#handle.read(into, done, into.length - done, offset + done)
-      invariant(bytesRead > 0, 'a temporary file keeps what was written to it')
-      done += bytesRead
+  /** Moves all that was added to `#sorted`, partition after partition. Gives where each begins. */
+  #sort(): Uint32Array {
+    const starts = new Uint32Array(PARTITIONS + 1)
+    for (let partition = 0; partition < PARTITIONS; partition++) {
+      starts[partition + 1] = (starts[partition] ?? 0) + (this.#fillCounts[partition] ?? 0)
     }
+    if (this.#sorted.length < this.#used) this.#sorted = new Uint32Array(this.#filling.length)
+    const next = starts.slice()
+    const bytes = new Uint8Array(this.#filling.buffer)
+    for (let at = 0; at < this.#used; at += this.words) {
+      const partition = partitionOf(bytes, at * 4)
+      const record = next[partition] ?? 0
+      next[partition] = record + 1
+      this.#sorted.set(this.#filling.subarray(at, at + this.words), record * this.words)
+    }
+    this.#fillCounts.fill(0)
+    this.#used = 0
+    return starts
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#handle.close()
-    await rm(this.#directory, { recursive: true, force: true })
+  #grow(words: number): void {
+    const most = (this.#limitBytes + SLACK_BYTES) / 4
+    const doubled = Math.min(this.#filling.length * 2, most)
+    const larger = new Uint32Array(Math.max(FIRST_BYTES / 4, doubled, words <= most ? words : words + SLACK_BYTES / 4))
+    larger.set(this.#filling.subarray(0, this.#used))
+    this.#filling = larger
   }
+}
+
+/** Parts of the id space that cover it, in order: as large as fits in memory with the records of all `bags`. */
+export function* rangesOf(
+  bags: readonly Pick<IdRecords, 'countIn'>[],
+  maxRecords = MAX_RECORDS_AT_ONCE,
+): Generator<PartitionRange> {
+  let from = 0
+  let records = 0
+  for (let partition = 0; partition < PARTITIONS; partition++) {
+    const here = bags.reduce((sum, bag) => sum + bag.countIn({ from: partition, to: partition + 1 }), 0)
+    if (records > 0 && records + here > maxRecords) {
+      yield { from, to: partition }
+      from = partition
+      records = 0
+    }
+    records += here
+  }
+  if (records > 0) yield { from, to: PARTITIONS }
+}
+
+function partitionOf(ids: Uint8Array, at: number): number {
+  return ((ids[at] ?? 0) << 4) | ((ids[at + 1] ?? 0) >> 4)
 }

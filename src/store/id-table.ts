@@ -9,18 +9,25 @@ export const ID_WORDS = 8
  * will do for a hash.
  */
 export class IdTable {
-  readonly #words: Uint32Array
-  readonly #slots: Int32Array
-  readonly #mask: number
+  #words = new Uint32Array(0)
+  #slots = new Int32Array(0)
+  #mask = 0
   #count = 0
 
   /** Room for at most `capacity` ids. */
   constructor(capacity: number) {
+    this.reset(capacity)
+  }
+
+  /** Forgets all ids and makes room for at most `capacity`; keeps its memory for them. */
+  reset(capacity: number): void {
     let slots = 16
     while (slots < capacity * 2) slots *= 2
-    this.#words = new Uint32Array(capacity * ID_WORDS)
-    this.#slots = new Int32Array(slots)
+    if (capacity * ID_WORDS > this.#words.length) this.#words = new Uint32Array(capacity * ID_WORDS)
+    if (slots > this.#slots.length) this.#slots = new Int32Array(slots)
+    else this.#slots.fill(0, 0, slots)
     this.#mask = slots - 1
+    this.#count = 0
   }
 
   get count(): number {

@@ -18,6 +18,13 @@ const WRITE_BUFFER_BYTES = 16 * 1024 * 1024
 const PAGE_ENTRIES = 4096
 /** Ids and pack ids do not compress. */
 const COMPRESSION = false
+/**
+ * LevelDB maps every table that it has open (2 MiB each, the first 1000): of
+ * 20 million chunks 1.4 GiB became resident. 32 are left after what it keeps
+ * for itself. A random look-up in a store of more tables than that costs 45
+ * instead of 10 µs of CPU time (20 million chunks, 2026-11, 2 cores).
+ */
+const MAX_OPEN_FILES = 42
 
 type Database = Level<Uint8Array, Uint8Array>
 
@@ -41,6 +48,7 @@ export class LevelIndex implements ChunkIndex {
       cacheSize: CACHE_BYTES,
       writeBufferSize: WRITE_BUFFER_BYTES,
       compression: COMPRESSION,
+      maxOpenFiles: MAX_OPEN_FILES,
     })
     try {
       await database.open()

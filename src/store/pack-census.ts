@@ -1,13 +1,13 @@
 import { forEachLimited, throwIfAborted } from '../base/async.js'
 import { errorCodeOf } from '../base/errors.js'
-import { PACK_HEADER_BYTES, type PackEntry } from '../format/pack.js'
+import { type FooterColumns, PACK_HEADER_BYTES, type PackEntry } from '../format/pack.js'
 import { ID_BYTES, RECORD_HEADER_BYTES } from '../format/record.js'
-import { IdRecords, PARTITIONS } from './id-records.js'
+import { IdRecords, rangesOf } from './id-records.js'
 import { ID_WORDS, IdTable } from './id-table.js'
 import type { PackCatalog, PackContents } from './pack-catalog.js'
 import type { LiveIds, Reachability } from './reachability.js'
 
-const PACKS_AT_ONCE = 8
+const PACKS_AT_ONCE = 4
 /** Of a record: id, pack, number in the pack, bytes in the pack, plain bytes. */
 const ENTRY_WORDS = ID_WORDS + 4
 const PACK_WORD = ID_WORDS
@@ -90,17 +90,17 @@ export class PackCensus implements AsyncDisposable {
         throwIfAborted(signal)
         const found = await inspect(catalog, id, options.isThorough === true)
         if (found === undefined) return
-        const { contents, size, state, hasHeader } = found
-        const entries = contents?.entries ?? []
+        const { columns, size, state, hasHeader } = found
         const number = packs.length
+        const count = columns?.storedLengths.length ?? 0
         let recordBytes = 0
-        for (const [at, entry] of entries.entries()) {
-          const bytes = RECORD_HEADER_BYTES + entry.storedLength
+        for (let at = 0; columns !== undefined && at < count; at++) {
+          const bytes = RECORD_HEADER_BYTES + (columns.storedLengths[at] ?? 0)
           recordBytes += bytes
-          records.add(entry.id, 0, number, at, bytes, entry.plainLength)
+          records.add(columns.ids, at * columns.idStride, number, at, bytes, columns.plainLengths[at] ?? 0)
         }
-        packs.push({ id, size, state, hasHeader, records: entries.length, recordBytes, firstRecord: recordCount })
-        recordCount += entries.length
+        packs.push({ id, size, state, hasHeader, records: count, recordBytes, firstRecord: recordCount })
+        recordCount += count
         if (records.isFull) await records.spill()
       })
       return new PackCensus(packs, records, { recordCount, isDamaged: options.isDamaged })
@@ -116,11 +116,11 @@ export class PackCensus implements AsyncDisposable {
    */
   async join(live: readonly Reachability[], visitor: Partial<JoinVisitor>, signal: AbortSignal): Promise<Liveness> {
     const liveness = new Liveness(this.packs, this.#recordCount)
-    for (let partition = 0; partition < PARTITIONS; partition++) {
+    for (const range of rangesOf([this.#records, ...live])) {
       throwIfAborted(signal)
-      if (live.every(marked => marked.isEmpty(partition))) continue
-      const entries = await this.#records.partition(partition)
-      const parts = await Promise.all(live.map(marked => marked.partition(partition)))
+      if (live.every(marked => marked.countIn(range) === 0)) continue
+      const entries = await this.#records.read(range)
+      const parts = await Promise.all(live.map(marked => marked.partitions(range)))
       this.#joinPart(parts, entries, { liveness, visitor })
     }
     return liveness
@@ -139,7 +139,7 @@ export class PackCensus implements AsyncDisposable {
     if (first === undefined) return
     const { table, labels, references } = more.length === 0 ? first : union(parts)
     const isFound = new Uint8Array(table.count)
-    const bytes = new Uint8Array(entries.buffer)
+    const bytes = new Uint8Array(entries.buffer, entries.byteOffset, entries.byteLength)
     const second: number[] = []
     const take = (at: number, number: number) => {
       const pack = this.packs[entries[at + PACK_WORD] ?? 0]
@@ -237,15 +237,15 @@ export class Liveness {
   }
 }
 
-type Inspected = Pick<CountedPack, 'size' | 'state' | 'hasHeader'> & { readonly contents?: PackContents | undefined }
+type Inspected = Pick<CountedPack, 'size' | 'state' | 'hasHeader'> & { readonly columns?: FooterColumns | undefined }
 
 async function inspect(catalog: PackCatalog, id: string, isThorough: boolean): Promise<Inspected | undefined> {
   const isBad = (error: unknown) => errorCodeOf(error) === 'E_DAMAGED' || (isThorough && errorCodeOf(error) === 'E_IO')
   try {
-    const contents = await catalog.read(id)
-    if (contents === undefined) return undefined
+    const footer = await catalog.readColumns(id)
+    if (footer === undefined) return undefined
     const hasHeader = !isThorough || (await isSound(() => catalog.header(id)))
-    return { contents, size: contents.state.size, state: 'sealed', hasHeader }
+    return { ...footer, state: 'sealed', hasHeader }
   } catch (error) {
     if (!isBad(error)) throw error
   }
@@ -257,10 +257,19 @@ async function inspect(catalog: PackCatalog, id: string, isThorough: boolean): P
     const contents = await catalog.scan(id)
     return contents === undefined
       ? { size, state: 'unreadable', hasHeader: false }
-      : { contents, size, state: 'unsealed', hasHeader: true }
+      : { columns: columnsOf(contents.entries), size, state: 'unsealed', hasHeader: true }
   } catch (error) {
     if (!isBad(error)) throw error
     return { size, state: 'unreadable', hasHeader: false }
+  }
+}
+
+function columnsOf(entries: readonly PackEntry[]): FooterColumns {
+  return {
+    ids: Buffer.concat(entries.map(({ id }) => id)),
+    idStride: ID_BYTES,
+    plainLengths: Uint32Array.from(entries, ({ plainLength }) => plainLength),
+    storedLengths: Uint32Array.from(entries, ({ storedLength }) => storedLength),
   }
 }
 

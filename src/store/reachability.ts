@@ -4,7 +4,7 @@ import { ID_BYTES } from '../format/record.js'
 import { type DiskGeometry, treeDepth } from '../model/disk-tree.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import { blobGeometry, isOneRecord } from './blobs.js'
-import { IdRecords, PARTITIONS } from './id-records.js'
+import { IdRecords, type PartitionRange, rangesOf } from './id-records.js'
 import { ID_WORDS, IdTable } from './id-table.js'
 import type { NodeSource } from './tree-nodes.js'
 
@@ -34,7 +34,7 @@ export interface ReachabilityOptions {
   readonly onLostNode?: ((id: Uint8Array) => void) | undefined
 }
 
-/** One id that recovery points reach. */
+/** Ids that recovery points reach. */
 export interface LiveIds {
   /** In order of first meeting. */
   readonly table: IdTable
@@ -48,8 +48,8 @@ export interface LiveIds {
  * Every id that some recovery points reach: tree nodes, chunks, blobs.
  *
  * Trees are walked level by level, from the top: the nodes of one level are
- * gathered, split by first byte, each loaded once. So time is that of the
- * unique nodes, and memory that of one partition, whatever the store's size
+ * gathered, taken by parts of the id space, each loaded once. So time is that
+ * of the unique nodes, and memory that of one part, whatever the store's size
  * and however much its trees share.
  */
 export class Reachability implements AsyncDisposable {
@@ -57,6 +57,8 @@ export class Reachability implements AsyncDisposable {
   readonly #live = new IdRecords(LIVE_WORDS)
   /** By level. */
   readonly #pending = new Map<number, IdRecords>()
+  /** What partition() lends. */
+  readonly #unique = new UniqueIds()
 
   private constructor(options: ReachabilityOptions) {
     this.#options = options
@@ -77,14 +79,14 @@ export class Reachability implements AsyncDisposable {
     }
   }
 
-  /** Whether nothing in a partition is reached. */
-  isEmpty(partition: number): boolean {
-    return this.#live.isEmpty(partition)
+  /** How many ids, counted as often as they were met, are in some partitions. */
+  countIn(range: PartitionRange): number {
+    return this.#live.countIn(range)
   }
 
-  /** Ids of one partition, each once. */
-  partition(partition: number): Promise<LiveIds> {
-    return unique(this.#live, partition)
+  /** Ids of some partitions, each once. Lent until the next call. */
+  async partitions(range: PartitionRange): Promise<LiveIds> {
+    return this.#unique.of(await this.#live.read(range))
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -122,14 +124,15 @@ export class Reachability implements AsyncDisposable {
     const records = this.#pending.get(level)
     if (records === undefined) return
     const below = level === 0 ? this.#live : this.#level(level - 1)
-    for (let partition = 0; partition < PARTITIONS; partition++) {
+    const { known } = this.#options
+    for (const range of rangesOf(known === undefined ? [records] : [records, known])) {
       throwIfAborted(signal)
-      if (records.isEmpty(partition)) continue
-      const nodes = await unique(records, partition)
-      const known = await this.#options.known?.partition(partition)
+      if (records.countIn(range) === 0) continue
+      const nodes = this.#unique.of(await records.read(range))
+      const before = await known?.partitions(range)
       const words = wordsOf(nodes.table)
       const fresh = numbersOf(nodes).filter(
-        number => known === undefined || known.table.find(words, number * ID_WORDS) === -1,
+        number => before === undefined || before.table.find(words, number * ID_WORDS) === -1,
       )
       for (let at = 0; at < fresh.length; at += NODES_AT_ONCE) {
         throwIfAborted(signal)
@@ -187,19 +190,31 @@ export class Reachability implements AsyncDisposable {
   }
 }
 
-async function unique(records: IdRecords, partition: number): Promise<LiveIds> {
-  const words = await records.partition(partition)
-  const table = new IdTable(words.length / LIVE_WORDS)
-  const labels = new Uint32Array(words.length / LIVE_WORDS)
-  const references = new Uint32Array(words.length / LIVE_WORDS)
-  for (let at = 0; at < words.length; at += LIVE_WORDS) {
-    const before = table.count
-    const number = table.add(words, at)
-    const label = words[at + LABEL_WORD] ?? SHARED
-    labels[number] = number === before || labels[number] === label ? label : SHARED
-    references[number] = Math.min(MAX_REFERENCES, (references[number] ?? 0) + (words[at + REFERENCES_WORD] ?? 0))
+/** Merges records of one id. Keeps its memory from one part to the next. */
+class UniqueIds {
+  readonly #table = new IdTable(0)
+  #labels = new Uint32Array(0)
+  #references = new Uint32Array(0)
+
+  of(words: Uint32Array): LiveIds {
+    const most = words.length / LIVE_WORDS
+    this.#table.reset(most)
+    if (most > this.#labels.length) {
+      this.#labels = new Uint32Array(most)
+      this.#references = new Uint32Array(most)
+    }
+    const [table, labels, references] = [this.#table, this.#labels, this.#references]
+    for (let at = 0; at < words.length; at += LIVE_WORDS) {
+      const before = table.count
+      const number = table.add(words, at)
+      const isNew = number === before
+      const label = words[at + LABEL_WORD] ?? SHARED
+      labels[number] = isNew || labels[number] === label ? label : SHARED
+      const sum = (isNew ? 0 : (references[number] ?? 0)) + (words[at + REFERENCES_WORD] ?? 0)
+      references[number] = Math.min(MAX_REFERENCES, sum)
+    }
+    return { table, labels, references }
   }
-  return { table, labels, references }
 }
 
 function numbersOf(live: LiveIds): number[] {
