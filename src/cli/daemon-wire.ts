@@ -8,15 +8,13 @@ import { systemRandom } from '../base/random.js'
 import type { LoadedConfig } from '../config/load.js'
 import type { ResolvedJob } from '../config/resolve.js'
 import { resolveSecret, secretSourceOf } from '../config/secrets.js'
-import { type ApiPlace, ApiServer } from '../daemon/api-server.js'
-import { Daemon } from '../daemon/daemon.js'
+import type { ApiPlace } from '../daemon/api-server.js'
+import type { Daemon } from '../daemon/daemon.js'
 import type { Machine as FollowedMachine, MachineEvent } from '../daemon/follow-domains.js'
 import { History } from '../daemon/history.js'
 import type { RunEntry } from '../daemon/history-entry.js'
 import type { DomainOutcome } from '../jobs/pull-domains.js'
 import type { DomainRef } from '../model/recovery-point.js'
-import { MemoryFile } from '../daemon/memory-file.js'
-import { runInGuest } from '../libvirt/guest-exec.js'
 import {
   decodeJobMetadata,
   encodeJobMetadata,
@@ -182,6 +180,10 @@ export async function readVirtDupJobs(hypervisor: Hypervisor, uuid: string) {
 
 /** Runs the daemon until the session is aborted. Rejects with E_CONFIG, E_LOCKED where one runs already. */
 export async function runDaemon(session: Session, options: { readonly drainMs: number | undefined }): Promise<void> {
+  // Commands that only look at the history or at settings load nothing of the daemon.
+  const { Daemon } = await import('../daemon/daemon.js')
+  const { MemoryFile } = await import('../daemon/memory-file.js')
+  const { runInGuest } = await import('../libvirt/guest-exec.js')
   const loaded = await session.config()
   // Runs tell the history and the journal; a display would say only that this one goes on.
   await session.endProgress()
@@ -253,6 +255,7 @@ async function lockState(fs: DurableFs, folder: string) {
 
 /** The socket always, loopback where the configuration says so. */
 async function serve(session: Session, loaded: LoadedConfig, daemon: Daemon): Promise<AsyncDisposable> {
+  const { ApiServer } = await import('../daemon/api-server.js')
   const { ui, metrics } = loaded.config
   const socket = apiSocket(loaded)
   await mkdir(dirname(socket), { recursive: true, mode: 0o750 })

@@ -1,5 +1,6 @@
-import { spawn } from 'node:child_process'
+import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 
 import { BackupError } from '../base/errors.js'
@@ -9,15 +10,44 @@ import type { VirtConnectOptions } from '../native/virt.js'
 
 const READY_TIMEOUT_MS = 10_000
 
+type GuardianProcess = ChildProcessByStdio<Writable, Readable, null>
+
 /**
- * Starts a guardian process, in a process group of its own, and waits until it
- * is connected. Rejects with E_LIBVIRT_CONNECT when it cannot be made ready.
+ * A guardian's process that runs before it is known for which pull: starting it takes as long as finding out. Where no
+ * pull takes it, it ends by itself.
  */
-export async function startGuardian(options: VirtConnectOptions): Promise<GuardianPort> {
+export class SpareGuardian implements Disposable {
+  #child: GuardianProcess | undefined = spawnGuardian()
+
+  /** For one pull; undefined for those after it. */
+  take(): GuardianProcess | undefined {
+    const child = this.#child
+    this.#child = undefined
+    return child
+  }
+
+  [Symbol.dispose](): void {
+    const child = this.take()
+    child?.stdin.end()
+    child?.stdout.destroy()
+    child?.unref()
+  }
+}
+
+function spawnGuardian(): GuardianProcess {
   const path = fileURLToPath(new URL('./guardian-start.cjs', import.meta.url))
   const child = spawn(process.execPath, [path], { detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
   // A guardian that is gone must not take the pull with it.
   child.stdin.on('error', () => undefined)
+  return child
+}
+
+/**
+ * Makes a guardian process, in a process group of its own, watch, and waits until it
+ * is connected. Rejects with E_LIBVIRT_CONNECT when it cannot be made ready.
+ */
+export async function startGuardian(options: VirtConnectOptions, spare?: SpareGuardian): Promise<GuardianPort> {
+  const child = spare?.take() ?? spawnGuardian()
   const { uri, username, passphrase } = options
   child.stdin.write(`${JSON.stringify({ uri, username, passphrase })}\n`)
 

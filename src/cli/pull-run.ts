@@ -3,6 +3,7 @@ import type { ResolvedJob } from '../config/resolve.js'
 import { withoutAbsent } from '../config/settings.js'
 import type { DomainOutcome } from '../jobs/pull-domains.js'
 import type { PullTarget } from '../jobs/pull-ports.js'
+import { SpareGuardian } from './guardian.js'
 import { choosePulled, jobForPull, parallelPulls, pullFor, type PullWishes } from './pull-requests.js'
 import { Paces } from './paces.js'
 import type { PriorityWords } from './priority.js'
@@ -24,6 +25,7 @@ export interface PullManner extends PriorityWords {
  */
 export async function runPull(session: Session, asked: PullWishes, how: PullManner): Promise<PullRun> {
   const { clock, progress, signal } = session
+  using guardian = new SpareGuardian()
   const wishes = { ...asked, settings: withoutAbsent(asked.settings) }
   const started = clock.now()
   const from = clock.monotonic()
@@ -55,7 +57,11 @@ export async function runPull(session: Session, asked: PullWishes, how: PullMann
     }
     if (targets.open.length === 0) continue
     const prepared = pullFor(one.domain, one.settings, wishes)
-    const job = await makePullJob(session, { targets: targets.open, machine }, { ...prepared, pace: paces.ofJob(one) })
+    const job = await makePullJob(
+      session,
+      { targets: targets.open, machine },
+      { ...prepared, pace: paces.ofJob(one), guardian },
+    )
     pulls.push({ request: prepared.request, job })
   }
   const made = await pullDomains({ progress, clock }, { pulls, parallel: parallelPulls(how.parallel, loaded) }, signal)

@@ -20,6 +20,7 @@ import { formatSize } from '../model/size.js'
 import type { GcJob } from '../jobs/gc-job.js'
 import type { VerifyJob } from '../jobs/verify-job.js'
 import type { Pin } from './gc-view.js'
+import type { SpareGuardian } from './guardian.js'
 import { readPackageJson } from './package-json.js'
 import { type PriorityWords, readPriority } from './priority.js'
 import { defaultScratchDir, runtimeDir, firmwarePlaces } from './places.js'
@@ -258,12 +259,14 @@ export interface PullOptions {
   /** Of reading from the domain. */
   readonly pace?: Pace | undefined
   readonly scratchDir: string | undefined
+  /** Taken by the first pull that needs one. */
+  readonly guardian?: SpareGuardian | undefined
 }
 
 export async function makePullJob(
   session: RunContext,
   parts: { readonly targets: readonly PullTarget[]; readonly machine: Machine },
-  { connections, scratchDir, pace }: PullOptions,
+  { connections, scratchDir, pace, guardian }: PullOptions,
 ): Promise<PullJob> {
   const { PullJob } = await import('../jobs/pull-job.js')
   const { ExportReader } = await import('../nbd/export-reader.js')
@@ -278,7 +281,7 @@ export async function makePullJob(
       const reader = await ExportReader.open(address, how, signal)
       return pace === undefined ? reader : new PacedExport(reader, pace)
     },
-    startGuardian: () => startGuardian(access),
+    startGuardian: () => startGuardian(access, guardian),
     clock: session.clock,
     random: Math.random,
     progress: session.progress,
