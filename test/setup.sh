@@ -34,6 +34,10 @@ packages=(
   "nbdkit:NBD servers that fail on demand"
   "e2fsprogs:file systems of the test guest"
   "zstd:judges compressed records"
+  "fuse2fs:reads ext file systems of guests"
+  "fuse3:lets ordinary users mount"
+  "ntfs-3g:reads NTFS of guests"
+  "fdisk:partitions test disks"
 )
 
 command -v node >/dev/null || die 'node is missing: install Node.js 20 or newer'

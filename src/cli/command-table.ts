@@ -75,6 +75,30 @@ export const COMMAND_TABLE: readonly CommandEntry[] = [
     load: () => import('../commands/export.js'),
   },
   {
+    id: 'files',
+    group: 'DAILY',
+    summary: 'Look into the file systems of a recovery point',
+    load: () => import('../commands/files.js'),
+  },
+  {
+    id: 'cp',
+    group: 'DAILY',
+    summary: 'Copy files out of a recovery point',
+    load: () => import('../commands/cp.js'),
+  },
+  {
+    id: 'mount',
+    group: 'DAILY',
+    summary: 'Mount a file system of a recovery point, read-only',
+    load: () => import('../commands/mount.js'),
+  },
+  {
+    id: 'umount',
+    group: 'DAILY',
+    summary: 'Unmount what mount has mounted',
+    load: () => import('../commands/umount.js'),
+  },
+  {
     id: 'forget',
     group: 'KEEPING',
     summary: 'Delete recovery points',
