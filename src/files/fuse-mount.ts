@@ -108,7 +108,7 @@ export class FuseMount implements AsyncDisposable {
         why,
         hints: [
           'it needs /dev/fuse, and for other users than root the package fuse3',
-          'in a container: --device /dev/fuse --cap-add SYS_ADMIN',
+          'a container needs the device /dev/fuse and the capability SYS_ADMIN',
         ],
       })
     }
