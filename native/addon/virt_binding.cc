@@ -172,6 +172,7 @@ class VirtConnection final : public Napi::ObjectWrap<VirtConnection> {
       return link.volumePath(pool, volume);
     });
   }
+  Napi::Value secretValue(const Info& info) { return withText(info, &VirtLink::secretValue); }
   Napi::Value poolTargetPath(const Info& info) { return withText(info, &VirtLink::poolTargetPath); }
 
   // The many calls with one or two texts, on the work connection.
@@ -341,6 +342,7 @@ Napi::Function VirtConnection::define(Napi::Env env) {
           InstanceMethod<&Self::capabilities>("capabilities"),
           InstanceMethod<&Self::volumePath>("volumePath"),
           InstanceMethod<&Self::poolTargetPath>("poolTargetPath"),
+          InstanceMethod<&Self::secretValue>("secretValue"),
           InstanceMethod<&Self::listDomains>("listDomains"),
           InstanceMethod<&Self::lookupDomain>("lookupDomain"),
           InstanceMethod<&Self::domainXml>("domainXml"),

@@ -142,6 +142,12 @@ Napi::Value toJs(Napi::Env env, const VirtScreenshot& shot) {
   return object;
 }
 
+Napi::Value toJs(Napi::Env env, const VirtSecretBytes& secret) {
+  auto bytes = Napi::Uint8Array::New(env, secret.bytes.size());
+  if (!secret.bytes.empty()) std::memcpy(bytes.Data(), secret.bytes.data(), secret.bytes.size());
+  return bytes;
+}
+
 Napi::Value toJs(Napi::Env env, const VirtEvent& event) { return std::visit(EventToJs{env}, event); }
 
 std::string textFrom(const Napi::Value& value) {

@@ -25,6 +25,7 @@ Napi::Value toJs(Napi::Env env, const VirtBlockJobInfo& info);
 Napi::Value toJs(Napi::Env env, const VirtBlockInfo& info);
 Napi::Value toJs(Napi::Env env, const VirtDiskError& error);
 Napi::Value toJs(Napi::Env env, const VirtScreenshot& shot);
+Napi::Value toJs(Napi::Env env, const VirtSecretBytes& secret);
 Napi::Value toJs(Napi::Env env, const VirtEvent& event);
 
 template <class T>

@@ -13,6 +13,7 @@ namespace virtvault {
 namespace {
 
 using StorageVolHandle = std::unique_ptr<virStorageVol, Closer<virStorageVolFree>>;
+using VirtSecretHandle = std::unique_ptr<virSecret, Closer<virSecretFree>>;
 using StoragePoolHandle = std::unique_ptr<virStoragePool, Closer<virStoragePoolFree>>;
 
 // A peer that answers nothing is noticed after interval * (count + 1) seconds.
@@ -123,6 +124,17 @@ std::string VirtLink::poolTargetPath(const std::string& pool) const {
     throw NativeError("E_UNSUPPORTED", "the target path of the storage pool " + pool + " has a character XML escapes");
   }
   return path;
+}
+
+VirtSecretBytes VirtLink::secretValue(const std::string& uuid) const {
+  const VirtSecretHandle found(
+      virtChecked(virSecretLookupByUUIDString(connection_.get(), uuid.c_str()), "cannot find the secret " + uuid));
+  std::size_t size = 0;
+  const std::unique_ptr<unsigned char, Closer<std::free>> value(
+      virtChecked(virSecretGetValue(found.get(), &size, 0), "cannot ask for the value of the secret " + uuid));
+  VirtSecretBytes secret{{value.get(), value.get() + size}};
+  ::explicit_bzero(value.get(), size);
+  return secret;
 }
 
 VirtDomainHandle VirtLink::domain(const std::string& uuid) const {

@@ -55,6 +55,10 @@ struct VirtDiskError {
   int error = 0;
 };
 
+struct VirtSecretBytes {
+  std::vector<unsigned char> bytes;
+};
+
 struct VirtScreenshot {
   std::string mime;
   std::vector<std::uint8_t> bytes;
@@ -78,6 +82,7 @@ class VirtLink {
   std::string capabilities() const;
   std::string volumePath(const std::string& pool, const std::string& volume) const;
   std::string poolTargetPath(const std::string& pool) const;
+  VirtSecretBytes secretValue(const std::string& uuid) const;
 
   // domains
   std::vector<VirtDomainInfo> listDomains() const;

@@ -13,6 +13,7 @@ import { parseDuration } from '../model/duration.js'
 import { shortId } from '../model/point-ref.js'
 import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
 import type { RetentionPolicy } from '../model/retention.js'
+import { formatSize } from '../model/size.js'
 import type { Store } from '../store/store.js'
 import { sumOf } from './point-view.js'
 import { localTimeZone } from './points.js'
@@ -131,6 +132,12 @@ export class DaemonJobs {
         ends.set(name, outcome)
         continue
       }
+      if (outcome.kind === 'skipped') {
+        const { warnings, changedBytes } = outcome
+        context.progress.report({ kind: 'log', level: 'info', message: tooLittleLog(changedBytes) })
+        ends.set(name, done({ status: 'skipped', warnings, figures: { changed_bytes: changedBytes } }))
+        continue
+      }
       const { point, warnings } = outcome
       const result = { status: statusOfPoint(warnings), point: point.id, warnings, figures: figuresOf(point) }
       const store = targets.find(target => target.name === name)?.store
@@ -234,6 +241,11 @@ interface OpenTarget {
 
 function done(result: JobResult): JobEnd {
   return { kind: 'done', ...result }
+}
+
+/** Why a run made no point, for the history. */
+export function tooLittleLog(changedBytes: number): string {
+  return `skipped: too little changed (${formatSize(changedBytes)}, and min_change asks for more)`
 }
 
 const DONE = { status: 'success', warnings: [] } as const

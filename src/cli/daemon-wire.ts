@@ -27,7 +27,7 @@ import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { DomainJob } from '../model/domain-job.js'
 import type { VirtEvent } from '../native/virt.js'
 import { native } from '../native/binding.js'
-import { DaemonJobs, figuresOf } from './daemon-jobs.js'
+import { DaemonJobs, figuresOf, tooLittleLog } from './daemon-jobs.js'
 import { exitOfError } from './exit-codes.js'
 import { formatLogTime } from './output.js'
 import { readPackageJson } from './package-json.js'
@@ -149,6 +149,21 @@ function pullEntry(
   if (outcome.status === 'failed') {
     const error = { code: errorCodeOf(outcome.error), message: outcome.error.message }
     return { kind: 'run', ...begun, ...times, status, error, warnings: [], point: undefined, figures: {} }
+  }
+  if (outcome.status === 'skipped') {
+    const figures = { changed_bytes: outcome.changedBytes }
+    const log = [tooLittleLog(outcome.changedBytes)]
+    return {
+      kind: 'run',
+      ...begun,
+      ...times,
+      log,
+      status,
+      error: undefined,
+      warnings: outcome.warnings,
+      point: undefined,
+      figures,
+    }
   }
   const { point, warnings } = outcome
   return {

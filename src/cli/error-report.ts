@@ -53,6 +53,11 @@ export function errorDocument(report: ErrorReport): object {
   return { schema: 'virtvault/error/1', ok: false, error: { code, message, why: why ?? null, hints, ref, exit } }
 }
 
+/** Of one of several things, within a document that says more. */
+export function errorFields({ code, message, why, hints, exit }: ErrorReport): object {
+  return { code, message, why: why ?? null, hints, exit }
+}
+
 /** Hides user names and passwords in URLs; nothing secret may reach a terminal or a log. */
 export function redactUrls(text: string): string {
   return text.replace(/([a-z][a-z0-9+.-]*:\/\/)([^/\s@]+)@/gi, (_, scheme: string, user: string) => {

@@ -71,7 +71,7 @@ export function pullFor(
     scratchDir: settings.scratchDir,
     request: {
       domain,
-      wish: { mode, only: settings.disks ?? [], except: settings.excludeDisks ?? [] },
+      wish: { mode, only: settings.disks ?? [], except: settings.excludeDisks ?? [], depth: settings.depth },
       freeze: { mode: freeze, mountpoints: settings.freezeMounts, timeoutSeconds: AGENT_TIMEOUT_SECONDS },
       scratchLimits: {
         minFreeBytes: SCRATCH_MIN_FREE_BYTES,
@@ -81,6 +81,7 @@ export function pullFor(
       tags: settings.tags,
       comment: wishes.comment,
       startPaused: settings.startPaused,
+      minChangeBytes: settings.minChange,
     },
   }
 }

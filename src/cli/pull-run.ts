@@ -2,6 +2,7 @@ import { BackupError, messageOf } from '../base/errors.js'
 import type { ResolvedJob } from '../config/resolve.js'
 import { withoutAbsent } from '../config/settings.js'
 import type { DomainOutcome } from '../jobs/pull-domains.js'
+import type { ForecastOutcome } from '../jobs/pull-forecast.js'
 import type { PullTarget } from '../jobs/pull-ports.js'
 import { SpareGuardian } from './guardian.js'
 import { choosePulled, jobForPull, parallelPulls, pullFor, type PullWishes } from './pull-requests.js'
@@ -9,7 +10,16 @@ import { Paces } from './paces.js'
 import type { PriorityWords } from './priority.js'
 import type { PullRun } from './pull-view.js'
 import type { Session } from './session.js'
-import { connectMachine, findTarget, lowerPriority, makePullJob, openPlace, pullDomains } from './wire.js'
+import {
+  connectMachine,
+  findTarget,
+  forecastDomain,
+  lowerPriority,
+  type Machine,
+  makePullJob,
+  openPlace,
+  pullDomains,
+} from './wire.js'
 
 /** How a run goes about its work, whatever that is. */
 export interface PullManner extends PriorityWords {
@@ -26,25 +36,12 @@ export interface PullManner extends PriorityWords {
 export async function runPull(session: Session, asked: PullWishes, how: PullManner): Promise<PullRun> {
   const { clock, progress, signal } = session
   using guardian = new SpareGuardian()
-  const wishes = { ...asked, settings: withoutAbsent(asked.settings) }
   const started = clock.now()
   const from = clock.monotonic()
   const loaded = await session.config()
   await lowerPriority({ nice: how.nice ?? loaded.config.nice, ionice: how.ionice ?? loaded.config.ionice })
   await using machine = await connectMachine(session)
-  const found = await machine.hypervisor.listDomains()
-  const { domains, idleExclusions } = choosePulled(
-    found.map(({ uuid, name }) => ({ uuid, name })).sort((a, b) => (a.name < b.name ? -1 : 1)),
-    wishes,
-    loaded,
-  )
-  for (const text of idleExclusions) session.note(`"${text}" leaves nothing out`)
-  const { metadataOf, recordPulls } = await import('./daemon-wire.js')
-  const metadata = await metadataOf(session, machine, domains)
-  const resolved = domains.map(domain => {
-    const own = metadata.get(domain.uuid) ?? []
-    return jobForPull(domain, wishes, { loaded, metadata: own })
-  })
+  const { resolved, wishes } = await resolvePulls(session, machine, asked)
   const paces = new Paces(clock)
   await using stores = await OpenTargets.open(session, resolved, paces)
 
@@ -66,9 +63,52 @@ export async function runPull(session: Session, asked: PullWishes, how: PullMann
   }
   const made = await pullDomains({ progress, clock }, { pulls, parallel: parallelPulls(how.parallel, loaded) }, signal)
   const outcomes = [...made, ...refused]
+  const { recordPulls } = await import('./daemon-wire.js')
   await recordPulls(session, { outcomes, jobs: resolved, started })
   const targets = stores.names
   return { outcomes, targets, started, durationMs: clock.monotonic() - from, interrupted: undefined }
+}
+
+/** Says what runPull() would do, target by target; changes nothing. Rejects as it does. */
+export async function runForecast(session: Session, asked: PullWishes): Promise<readonly ForecastOutcome[]> {
+  await using machine = await connectMachine(session)
+  const { resolved, wishes } = await resolvePulls(session, machine, asked)
+  await using stores = await OpenTargets.open(session, resolved, new Paces(session.clock))
+  const outcomes: ForecastOutcome[] = []
+  for (const one of resolved) {
+    const { request } = pullFor(one.domain, one.settings, wishes)
+    const targets = stores.ofJob(one)
+    outcomes.push(...(await forecastDomain(session, { targets: targets.open, machine }, request)))
+    for (const { name, error } of targets.refused) {
+      outcomes.push({ kind: 'failed', domain: one.domain, target: name, error })
+    }
+  }
+  return outcomes
+}
+
+interface ResolvedPulls {
+  readonly resolved: readonly ResolvedJob[]
+  readonly wishes: PullWishes
+}
+
+/** Which domains are meant, and what holds for each. */
+async function resolvePulls(session: Session, machine: Machine, asked: PullWishes): Promise<ResolvedPulls> {
+  const wishes = { ...asked, settings: withoutAbsent(asked.settings) }
+  const loaded = await session.config()
+  const found = await machine.hypervisor.listDomains()
+  const { domains, idleExclusions } = choosePulled(
+    found.map(({ uuid, name }) => ({ uuid, name })).sort((a, b) => (a.name < b.name ? -1 : 1)),
+    wishes,
+    loaded,
+  )
+  for (const text of idleExclusions) session.note(`"${text}" leaves nothing out`)
+  const { metadataOf } = await import('./daemon-wire.js')
+  const metadata = await metadataOf(session, machine, domains)
+  const resolved = domains.map(domain => {
+    const own = metadata.get(domain.uuid) ?? []
+    return jobForPull(domain, wishes, { loaded, metadata: own })
+  })
+  return { resolved, wishes }
 }
 
 /** The stores that some jobs write to: the one that the command line names, else each job's own. */

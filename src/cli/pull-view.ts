@@ -4,7 +4,7 @@ import { shortId } from '../model/point-ref.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
 import type { Envelope } from './base-command.js'
-import { type ErrorReport, renderError, reportError } from './error-report.js'
+import { errorFields, renderError, reportError } from './error-report.js'
 import { EXIT, exitOfItems } from './exit-codes.js'
 import { inSeconds, plural, renderRows } from './output.js'
 import { sumOf } from './point-view.js'
@@ -25,11 +25,18 @@ export interface PullRun {
 export function pullDocument(run: PullRun): Envelope {
   const { outcomes } = run
   const exit = exitOfRun(run)
-  const failed = outcomes.filter(({ status }) => status === 'failed').length
+  const { made, failed, skipped } = countsOf(outcomes)
   return {
     schema: 'virtvault/backup_pull/1',
     ok: exit === EXIT.ok,
-    status: failed === outcomes.length ? 'failed' : exit === EXIT.ok ? 'success' : 'partial',
+    status:
+      failed === outcomes.length
+        ? 'failed'
+        : skipped === outcomes.length
+          ? 'skipped'
+          : exit === EXIT.ok
+            ? 'success'
+            : 'partial',
     exit,
     started: new Date(run.started).toISOString(),
     seconds: inSeconds(run.durationMs),
@@ -37,7 +44,8 @@ export function pullDocument(run: PullRun): Envelope {
     targets: run.targets,
     totals: {
       domains: new Set(outcomes.map(({ domain }) => domain.uuid)).size,
-      points: outcomes.length - failed,
+      points: made,
+      skipped,
       warnings: outcomes.reduce((sum, outcome) => sum + warningsOf(outcome).length, 0),
       failed,
       read_bytes: total(outcomes, 'readBytes'),
@@ -52,16 +60,16 @@ export function pullDocument(run: PullRun): Envelope {
 export function pullSummary(run: PullRun): string[] {
   const several = run.targets.length > 1
   const rows = run.outcomes.map(outcome => {
-    const [name = '', ...row] = outcome.status === 'failed' ? failedRow(outcome) : madeRow(outcome)
+    const [name = '', ...row] = rowOf(outcome)
     return several ? [name, outcome.target, ...row] : [name, ...row]
   })
   const lines = renderRows(rows, several ? [4, 5, 6, 8] : [3, 4, 5, 7])
   const body = run.outcomes.flatMap((outcome, index) => [lines[index] ?? '', ...remarks(outcome)])
-  const made = run.outcomes.filter(({ status }) => status !== 'failed').length
-  const failed = run.outcomes.length - made
+  const { made, failed, skipped } = countsOf(run.outcomes)
   const warnings = run.outcomes.reduce((sum, outcome) => sum + warningsOf(outcome).length, 0)
   const end = [
     `${plural(made, 'point')} on ${run.targets.map(printable).join(', ')}`,
+    ...(skipped > 0 ? [`${skipped} skipped`] : []),
     ...(failed > 0 ? [`${failed} failed`] : []),
     ...(warnings > 0 ? [plural(warnings, 'warning')] : []),
     formatDuration(run.durationMs),
@@ -81,7 +89,27 @@ function exitOfRun({ outcomes, interrupted }: PullRun): number {
   )
 }
 
-function madeRow({ point, durationMs }: Extract<DomainOutcome, { readonly point: RecoveryPoint }>): string[] {
+function countsOf(outcomes: readonly DomainOutcome[]) {
+  const failed = outcomes.filter(({ status }) => status === 'failed').length
+  const skipped = outcomes.filter(({ status }) => status === 'skipped').length
+  return { made: outcomes.length - failed - skipped, failed, skipped }
+}
+
+function rowOf(outcome: DomainOutcome): string[] {
+  switch (outcome.status) {
+    case 'failed':
+      return failedRow(outcome)
+    case 'skipped':
+      return skippedRow(outcome)
+    case 'partial':
+    case 'success':
+      return madeRow(outcome)
+  }
+}
+
+type Made = Extract<DomainOutcome, { readonly status: 'success' | 'partial' }>
+
+function madeRow({ point, durationMs }: Made): string[] {
   return [
     point.domain.name,
     `@${shortId(point.id)}`,
@@ -96,6 +124,12 @@ function madeRow({ point, durationMs }: Extract<DomainOutcome, { readonly point:
 
 function failedRow({ domain, error }: Extract<DomainOutcome, { readonly status: 'failed' }>): string[] {
   return [domain.name, '-', 'failed', `[${reportError(error).code}]`, '', '', '', '']
+}
+
+/** The point that it names is the newest one, which this run has not made. */
+function skippedRow({ domain, latest, changedBytes, durationMs }: Extract<DomainOutcome, { status: 'skipped' }>) {
+  const changed = `${formatSize(changedBytes)} changed`
+  return [domain.name, `@${shortId(latest.id)}`, 'skipped', changed, '', '', '', formatDuration(durationMs)]
 }
 
 function frozenText({ consistency: { kind, frozenMs } }: RecoveryPoint): string {
@@ -113,13 +147,17 @@ function warningsOf(outcome: DomainOutcome): readonly object[] {
 }
 
 function total(outcomes: readonly DomainOutcome[], field: 'readBytes' | 'newBytes' | 'storedBytes'): number {
-  return outcomes.reduce((sum, outcome) => sum + (outcome.status === 'failed' ? 0 : sumOf(outcome.point, field)), 0)
+  return outcomes.reduce((sum, outcome) => sum + ('point' in outcome ? sumOf(outcome.point, field) : 0), 0)
 }
 
 function resultDocument(outcome: DomainOutcome): object {
   const { domain, target, status, durationMs } = outcome
   const common = { domain: domain.name, uuid: domain.uuid, target, status, seconds: inSeconds(durationMs) }
   if (outcome.status === 'failed') return { ...common, error: errorFields(reportError(outcome.error)) }
+  if (outcome.status === 'skipped') {
+    const { latest, changedBytes, warnings } = outcome
+    return { ...common, changed_bytes: changedBytes, latest: latest.id, warnings }
+  }
   const { point } = outcome
   return {
     ...common,
@@ -143,8 +181,4 @@ function resultDocument(outcome: DomainOutcome): object {
     skipped_disks: point.skipped,
     warnings: outcome.warnings,
   }
-}
-
-function errorFields({ code, message, why, hints, exit }: ErrorReport): object {
-  return { code, message, why: why ?? null, hints, exit }
 }

@@ -4,6 +4,8 @@ import * as diff from '../jobs/diff-job.js'
 import * as prune from '../jobs/prune-job.js'
 import { pullDomains, statusOfPoint } from '../jobs/pull-domains.js'
 import type { AbortOutcome } from '../jobs/abort-job.js'
+import type { ForecastOutcome } from '../jobs/pull-forecast.js'
+import type { PullRequest } from '../jobs/pull-ports.js'
 import type { PullJob } from '../jobs/pull-job.js'
 import type { PullTarget } from '../jobs/pull-ports.js'
 import type { DoctorJob } from '../jobs/doctor-job.js'
@@ -287,6 +289,16 @@ export async function makePullJob(
     progress: session.progress,
     toolVersion: readPackageJson().version,
   })
+}
+
+/** What a pull would read for each of its targets. Never rejects for a target's sake. */
+export async function forecastDomain(
+  session: RunContext,
+  { targets, machine }: { readonly targets: readonly PullTarget[]; readonly machine: Machine },
+  request: PullRequest,
+): Promise<readonly ForecastOutcome[]> {
+  const { forecastPull } = await import('../jobs/pull-forecast.js')
+  return await forecastPull({ targets, hypervisor: await makePullHost(machine, undefined) }, request, session.signal)
 }
 
 /** Deletes every checkpoint that this store keeps on a domain. Says what could not be deleted. */

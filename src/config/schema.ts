@@ -118,7 +118,7 @@ const settings = {
   bwlimit: size
     .optional()
     .describe('bytes per second, of all domains together for which this very line counts; 0: no limit'),
-  min_change: size.optional().describe('skip a run that would store less'),
+  min_change: size.optional().describe('skip a run where less than this has changed'),
   scratch_dir: path.optional(),
   last: count.optional(),
   hourly: count.optional(),

@@ -4,6 +4,7 @@ import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/error
 import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
 import type { FinishedEvent, Progress } from './progress.js'
 import type { TargetOutcome } from './pull-job.js'
+import type { SkippedPull } from './pull-part.js'
 import type { PullRequest } from './pull-ports.js'
 
 /** How the pull of one domain into one target ended. */
@@ -16,6 +17,12 @@ export type DomainOutcome =
       readonly warnings: readonly Warning[]
       readonly durationMs: number
     }
+  | ({
+      readonly status: 'skipped'
+      readonly domain: DomainRef
+      readonly target: string
+      readonly durationMs: number
+    } & SkippedPull)
   | {
       readonly status: 'failed'
       readonly domain: DomainRef
@@ -84,6 +91,10 @@ function domainOutcome(domain: DomainRef, outcome: TargetOutcome, durationMs: nu
     const failure = error instanceof Error ? error : new BackupError('E_INTERNAL', messageOf(error))
     return { status: 'failed', domain, target, error: failure, durationMs }
   }
+  if (outcome.kind === 'skipped') {
+    const { latest, changedBytes, warnings } = outcome
+    return { status: 'skipped', domain, target, latest, changedBytes, warnings, durationMs }
+  }
   const { point, warnings } = outcome
   return { status: statusOfPoint(warnings), domain, target, point, warnings, durationMs }
 }
@@ -101,11 +112,13 @@ function withoutRepeats(warnings: readonly Warning[]): readonly Warning[] {
 /** All targets of a domain as one: partial where only some have it. */
 function finishedEvent(domain: DomainRef, outcomes: readonly DomainOutcome[]): FinishedEvent {
   const failed = outcomes.find(one => one.status === 'failed')
-  const made = outcomes.filter(one => one.status !== 'failed')
+  const made = outcomes.filter(one => 'point' in one)
   const [first] = made
+  const isSkipped = first === undefined && failed === undefined && outcomes.length > 0
+  if (isSkipped) return { kind: 'finished', subject: domain.name, status: 'skipped' }
   const error = failed === undefined ? undefined : { code: errorCodeOf(failed.error), message: messageOf(failed.error) }
   if (first === undefined) return { kind: 'finished', subject: domain.name, status: 'failed', error }
-  const isWhole = made.length === outcomes.length && made.every(({ status }) => status === 'success')
+  const isWhole = failed === undefined && made.every(({ status }) => status === 'success')
   return {
     kind: 'finished',
     subject: domain.name,

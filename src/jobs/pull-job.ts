@@ -6,7 +6,7 @@ import type { PlannedDisk } from '../model/pull-plan.js'
 import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
 import type { GuardianPort } from './guardian-port.js'
 import { PartOfRead, pullDisks } from './pull-disks.js'
-import { PullPart, type ReadFacts } from './pull-part.js'
+import { PullPart, type ReadFacts, type SkippedPull } from './pull-part.js'
 import type { DomainSurvey, PullPorts, PullRequest, PullTarget, RunPlaces } from './pull-ports.js'
 
 export interface PullResult {
@@ -18,6 +18,7 @@ export interface PullResult {
 /** What came of a pull for one of its targets. */
 export type TargetOutcome =
   | ({ readonly kind: 'made'; readonly target: PullTarget } & PullResult)
+  | ({ readonly kind: 'skipped'; readonly target: PullTarget } & SkippedPull)
   | { readonly kind: 'failed'; readonly target: PullTarget; readonly error: unknown }
 
 /**
@@ -101,6 +102,8 @@ export class PullJob {
     for (const part of parts) {
       try {
         await part.prepare(request, survey)
+        const skipped = await part.skipped(request, signal)
+        if (skipped !== undefined) outcomes.set(part.target, { kind: 'skipped', target: part.target, ...skipped })
       } catch (error) {
         outcomes.set(part.target, { kind: 'failed', target: part.target, error })
       }
@@ -224,6 +227,7 @@ export function onlyResult(outcomes: readonly TargetOutcome[]): PullResult {
   const [outcome] = outcomes
   invariant(outcome !== undefined && outcomes.length === 1, 'one target has one outcome')
   if (outcome.kind === 'failed') throw outcome.error
+  invariant(outcome.kind === 'made', 'only where a least change was asked for a pull is skipped')
   return outcome
 }
 

@@ -1,17 +1,24 @@
-import { errorCodeOf, messageOf, type Warning } from '../base/errors.js'
+import { messageOf, type Warning } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
 import type { BackupSessionPort, NewCheckpoint } from '../libvirt/session-types.js'
 import { checkpointPrefix, familyOf } from '../model/checkpoint-name.js'
+import { tooLittleChanged } from '../model/min-change.js'
 import { type BaseHealth, type PlannedDisk, planPull, type PullPlan } from '../model/pull-plan.js'
 import type { DomainRef, PointBlob, PointContents, RecoveryPoint } from '../model/recovery-point.js'
 import type { PointDraft, PullJournal, Run, StorePort } from '../store/store-types.js'
 import { recoverDeadRuns } from './dead-runs.js'
+import { findPullBase } from './pull-base.js'
 import type { DomainSurvey, PullPorts, PullRequest, PullTarget } from './pull-ports.js'
 
 /** Checkpoints of this many newest points are kept: the newest is the base, the one before it the way back. */
 const CHECKPOINTS_KEPT = 2
-/** Tag of a point whose W_BITMAP somebody has seen to. */
-export const BITMAP_ACKNOWLEDGED = 'bitmap-acknowledged'
+
+/** No point was made, since too little has changed: the newest one still stands for the domain. */
+export interface SkippedPull {
+  readonly latest: RecoveryPoint
+  readonly changedBytes: number
+  readonly warnings: readonly Warning[]
+}
 
 /** What one read gives for every target. */
 export interface ReadFacts {
@@ -31,8 +38,8 @@ export class PullPart implements AsyncDisposable {
   readonly #lock: AsyncDisposable
   readonly #run: Run
   readonly #recovered: readonly Warning[]
-  #unreadable: readonly Warning[] = []
-  #suspicion: Warning | undefined
+  /** Why nothing, or less than there is, is built on. */
+  #doubts: readonly Warning[] = []
   #plan: PullPlan = { disks: [], skipped: [], warnings: [] }
   #latest: RecoveryPoint | undefined
   #draft: PointDraft | undefined
@@ -91,11 +98,24 @@ export class PullPart implements AsyncDisposable {
 
   /** Finds out what to build on. Rejects with E_CHAIN_BROKEN, E_NO_DISK, E_NOT_FOUND. */
   async prepare(request: PullRequest, survey: DomainSurvey): Promise<void> {
-    this.#latest = await this.#findLatest()
-    const health = await this.#baseHealth()
-    this.#suspicion = await this.#suspect()
-    const wish = this.#suspicion === undefined ? request.wish : { ...request.wish, mode: 'full' as const }
-    this.#plan = planPull(this.#domain, survey.disks, wish, this.#latest, health)
+    const { latest, wish, warnings } = await findPullBase(this.store, this.#domain, request.wish)
+    this.#latest = latest
+    this.#doubts = warnings
+    this.#plan = planPull(this.#domain, survey.disks, wish, latest, await this.#baseHealth())
+  }
+
+  /** Too little has changed for a point, and nothing of the newest one waits to be read again. */
+  async skipped({ minChangeBytes }: PullRequest, signal: AbortSignal): Promise<SkippedPull | undefined> {
+    const latest = this.#latest
+    if (minChangeBytes === undefined || minChangeBytes === 0 || latest?.checkpoint === undefined) return undefined
+    const { dirtyBytes } = await this.#ports.hypervisor.takeCensus(this.#domain, latest.checkpoint, signal)
+    const changedBytes = tooLittleChanged(this.#plan, latest, { dirtyBytes, minBytes: minChangeBytes })
+    if (changedBytes === undefined) return undefined
+    for (const { root, size } of latest.disks) {
+      const side = { root, geometry: { size, chunkSize: this.store.chunkSize } }
+      for await (const _lost of this.store.damagedChunks(side, signal)) return undefined
+    }
+    return { latest, changedBytes, warnings: [...this.#recovered, ...this.#doubts, ...this.#plan.warnings] }
   }
 
   plannedDisk(target: string): PlannedDisk | undefined {
@@ -133,8 +153,7 @@ export class PullPart implements AsyncDisposable {
     const warnings = [
       ...this.#recovered,
       ...survey.warnings,
-      ...this.#unreadable,
-      ...(this.#suspicion === undefined ? [] : [this.#suspicion]),
+      ...this.#doubts,
       ...this.#plan.warnings,
       ...session.warnings,
       ...findings,
@@ -171,42 +190,10 @@ export class PullPart implements AsyncDisposable {
     }
   }
 
-  /**
-   * The point to build on. A point file that cannot be read must not keep the
-   * domain from being backed up: it might be the newest, so nothing is built on.
-   */
-  async #findLatest(): Promise<RecoveryPoint | undefined> {
-    try {
-      return await this.store.points.latest(this.#domain.uuid)
-    } catch (error) {
-      if (errorCodeOf(error) !== 'E_DAMAGED') throw error
-      const message = `a recovery point cannot be read, so everything is read: ${messageOf(error)}`
-      this.#unreadable = [{ code: 'W_CHAIN', message }]
-      return undefined
-    }
-  }
-
   async #baseHealth(): Promise<BaseHealth> {
     const checkpoint = this.#latest?.checkpoint
     if (checkpoint === undefined) return { known: false, soundDisks: new Set() }
     return await this.#ports.hypervisor.baseHealth(this.#domain, checkpoint)
-  }
-
-  /**
-   * Whether a dirty bitmap of this domain was caught missing writes, and nobody
-   * has acknowledged it: nothing is inherited until then.
-   */
-  async #suspect(): Promise<Warning | undefined> {
-    const latest = this.#latest
-    if (latest?.warnings.some(({ code }) => code === 'W_BITMAP') !== true) return undefined
-    if ((await this.store.points.notes(latest)).tags.includes(BITMAP_ACKNOWLEDGED)) return undefined
-    const point = `@${latest.id.slice(0, 7)}`
-    return {
-      code: 'W_BITMAP',
-      message:
-        `the dirty bitmap was wrong at ${point} or before, so everything is read until somebody has looked into it ` +
-        `and says so:   virtvault tag ${point} +${BITMAP_ACKNOWLEDGED}`,
-    }
   }
 
   /** The commit is done: what fails here is a warning, and tried again by the next run. */

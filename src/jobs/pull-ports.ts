@@ -75,6 +75,13 @@ export interface PullHypervisor extends BackupStarter {
   startPaused(domain: DomainRef): Promise<AsyncDisposable>
   /** Whether `checkpoint` can be built on; redefines it from its stored XML where only libvirt's record of it is lost. */
   baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth>
+  /** As baseHealth(), but changes nothing, and counts what was written since. */
+  takeCensus(domain: DomainRef, checkpoint: PointCheckpoint, signal: AbortSignal): Promise<BaseCensus>
+  /** Bytes of a disk and of what its image takes; undefined where libvirt cannot say. */
+  diskBytes(
+    domain: DomainRef,
+    target: string,
+  ): Promise<{ readonly capacity: number; readonly allocation: number } | undefined>
   /**
    * Fresh random names; `prefix` starts the checkpoint's, and `token` (16 hex
    * digits, random where undefined) ends all. Nothing is made yet: the journal comes first.
@@ -100,6 +107,11 @@ export interface PullHypervisor extends BackupStarter {
   cleanUpAfter(journal: PullJournal, options: { readonly keepCheckpoint: boolean }): Promise<void>
 }
 
+export interface BaseCensus extends BaseHealth {
+  /** Written since the checkpoint, by disk, in whole granules of the bitmaps; never too few. Of sound disks alone. */
+  readonly dirtyBytes: ReadonlyMap<string, number>
+}
+
 export interface PullRequest {
   readonly domain: DomainRef
   readonly wish: PullWish
@@ -109,4 +121,6 @@ export interface PullRequest {
   readonly comment?: string | undefined
   /** Back up a domain that is off by starting it paused, not from its images. */
   readonly startPaused?: boolean | undefined
+  /** Makes no point where it is known that less than this has changed since the newest one. */
+  readonly minChangeBytes?: number | undefined
 }

@@ -7,6 +7,7 @@ import type {
   DomainTpm,
   ImageLayer,
   ImageSource,
+  NetworkServer,
 } from '../model/domain.js'
 import { attributeOf, childOf, childrenOf, parseXml, textOfChild, wholeNumber, type XmlElement } from './tree-xml.js'
 
@@ -114,7 +115,23 @@ function networkSource(source: XmlElement): ImageSource {
     const place = attributeOf(host, 'socket') ?? attributeOf(host, 'name') ?? ''
     return port === undefined ? place : `${place}:${port}`
   })
-  return { kind: 'network', protocol, name, uri: `${protocol}://${hosts.join(',')}/${name}` }
+  const uri = `${protocol}://${hosts.join(',')}/${name}`
+  return { kind: 'network', protocol, name, uri, server: serverOf(source) }
+}
+
+function serverOf(source: XmlElement): NetworkServer | undefined {
+  const [host, another] = childrenOf(source, 'host')
+  const isGuarded = attributeOf(source, 'tls') === 'yes' || childOf(source, 'auth') !== undefined
+  if (host === undefined || another !== undefined || isGuarded) return undefined
+  const [name, path] = [attributeOf(host, 'name'), attributeOf(host, 'socket')]
+  switch (attributeOf(host, 'transport') ?? 'tcp') {
+    case 'tcp':
+      return name === undefined ? undefined : { kind: 'tcp', host: name, port: attributeOf(host, 'port') }
+    case 'unix':
+      return path === undefined ? undefined : { kind: 'unix', path }
+    default:
+      return undefined
+  }
 }
 
 function parseChain(disk: XmlElement): ImageLayer[] {

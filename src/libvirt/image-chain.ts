@@ -3,6 +3,8 @@ import { stat } from 'node:fs/promises'
 import { promisify } from 'node:util'
 
 import { BackupError, messageOf } from '../base/errors.js'
+import type { StoredBitmap } from '../model/domain-now.js'
+import type { NetworkServer } from '../model/domain.js'
 
 const TOOL_TIMEOUT_MS = 60_000
 const MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -11,16 +13,14 @@ const MAX_LAYERS = 200
 /** The formats whose header can name an image below. */
 const WITH_BACKING: readonly string[] = ['qcow2', 'qed', 'vmdk']
 
-/** A dirty bitmap as an image holds it while nobody has it open. */
-export interface StoredBitmap {
-  readonly name: string
-  /** It records, and its image was closed in order: what a base needs. */
-  readonly isSound: boolean
-}
-
 /** One image of a backing chain. */
 export interface ChainImage {
+  /** A URI where it is on an NBD server. */
   readonly path: string
+  /** The server, and the name of the export there. */
+  readonly nbd?: { readonly server: NetworkServer; readonly exportName: string } | undefined
+  /** What opens it, where it is encrypted with LUKS. */
+  readonly key?: Uint8Array | undefined
   readonly isBlockDevice: boolean
   readonly format: string
   readonly bitmaps: readonly StoredBitmap[]
@@ -42,23 +42,22 @@ export async function readChain(path: string, format: string, signal: AbortSigna
   while (next !== undefined) {
     if (chain.length === MAX_LAYERS) throw new BackupError('E_UNSUPPORTED', `${path} has too many images below it`)
     const said: ImageSays = await askImage(next, signal)
+    if (chain.length > 0 && said.isEncrypted) throw encryptedBelow(next.path)
     chain.push({ path: next.path, format: next.format, isBlockDevice: await isBlock(next.path), bitmaps: said.bitmaps })
     next = said.below
   }
   return chain
 }
 
-/** Adds a bitmap that records from now on. Rejects with E_DOMAIN_BUSY where the image is in use, E_IO. */
-export async function addBitmap(image: ChainImage, name: string): Promise<void> {
-  await qemuImg(image.path, ['bitmap', '--add', '-f', image.format, '--', image.path, name])
-}
-
-/** Rejects with E_DOMAIN_BUSY where the image is in use, E_IO where there is no such bitmap. */
-export async function removeBitmap(image: ChainImage, name: string): Promise<void> {
-  await qemuImg(image.path, ['bitmap', '--remove', '-f', image.format, '--', image.path, name])
+/** Whose key is not in the domain's definition, but in what libvirt makes of it at its start. */
+function encryptedBelow(path: string): BackupError {
+  return new BackupError('E_UNSUPPORTED', `${path}, below another image, is encrypted`, {
+    hints: ['back up the domain while it runs, or with --start-paused'],
+  })
 }
 
 interface ImageSays {
+  readonly isEncrypted: boolean
   readonly bitmaps: readonly StoredBitmap[]
   readonly below: { readonly path: string; readonly format: string } | undefined
 }
@@ -83,6 +82,7 @@ export function decodeImageInfo(json: string):
       readonly size: number
       readonly bitmaps: readonly StoredBitmap[]
       readonly backing: { readonly path: string; readonly format: string | undefined } | undefined
+      readonly isEncrypted: boolean
     }
   | undefined {
   const info = fieldsOf(parseJson(json))
@@ -94,6 +94,7 @@ export function decodeImageInfo(json: string):
   return {
     size,
     bitmaps: bitmaps.flatMap(bitmap => storedBitmap(fieldsOf(bitmap))),
+    isEncrypted: info.get('encrypted') === true,
     backing: backing === undefined ? undefined : { path: backing, format: text(info.get('backing-filename-format')) },
   }
 }
@@ -113,7 +114,8 @@ async function isBlock(path: string): Promise<boolean> {
   }
 }
 
-async function qemuImg(path: string, args: readonly string[], signal?: AbortSignal): Promise<string> {
+/** Its standard output. Rejects with E_DOMAIN_BUSY where the image is in use, E_TOOL_MISSING, E_IO. */
+export async function qemuImg(path: string, args: readonly string[], signal?: AbortSignal): Promise<string> {
   try {
     const limits = { timeout: TOOL_TIMEOUT_MS, maxBuffer: MAX_ANSWER_BYTES }
     const options = signal === undefined ? limits : { ...limits, signal }
@@ -130,14 +132,19 @@ function toolFailure(path: string, error: unknown): BackupError {
   }
   const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : messageOf(error)
   // QEMU's tools have one exit code, and speak English in every locale.
-  if (/Failed to get .* lock/.test(said)) {
-    return new BackupError('E_DOMAIN_BUSY', `${path} is in use`, {
-      why: said.split('\n')[0] ?? said,
-      hints: ['a domain runs on it, or another program has it open'],
-      cause: error,
-    })
-  }
-  return new BackupError('E_IO', `qemu-img cannot work on ${path}`, { why: said, cause: error })
+  return (
+    inUse(path, said, error) ?? new BackupError('E_IO', `qemu-img cannot work on ${path}`, { why: said, cause: error })
+  )
+}
+
+/** What QEMU's words mean where another process has the image open; undefined where they say something else. */
+export function inUse(path: string, said: string, cause: unknown): BackupError | undefined {
+  if (!/Failed to get .* lock/.test(said)) return undefined
+  return new BackupError('E_DOMAIN_BUSY', `${path} is in use`, {
+    why: said.split('\n')[0] ?? said,
+    hints: ['a domain runs on it, or another program has it open'],
+    cause,
+  })
 }
 
 function parseJson(json: string): unknown {

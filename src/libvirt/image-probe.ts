@@ -2,15 +2,10 @@ import { execFile } from 'node:child_process'
 import { stat } from 'node:fs/promises'
 import { promisify } from 'node:util'
 
+import type { StoredBitmap } from '../model/domain-now.js'
+
 const PROBE_TIMEOUT_MS = 10_000
 const MAX_ANSWER_BYTES = 16 * 1024 * 1024
-
-/** A dirty bitmap that is kept in an image. */
-export interface StoredBitmap {
-  readonly name: string
-  /** Enabled, and saved in order: `in-use` ones miss what was written since they were loaded. */
-  readonly isSound: boolean
-}
 
 /** What an image says of itself; every field that is absent is not known or does not apply. */
 export interface ProbedImage {

@@ -3,8 +3,11 @@ import type { BaseHealth } from '../model/pull-plan.js'
 import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
 import { buildRedefineXml } from './checkpoint-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
-import { addBitmap, type ChainImage, removeBitmap } from './image-chain.js'
-import { bitmapChains, describeOff, isChainSound, isOff, requireLocalImages } from './offline-images.js'
+import type { CountedBase } from './checkpoints.js'
+import { countDirty } from './offline-exports.js'
+import { addBitmap, removeBitmap } from './image-bitmaps.js'
+import type { ChainImage } from './image-chain.js'
+import { bitmapChains, describeOff, isChainSound, isOff, requireLocalImages, soundDepth } from './offline-images.js'
 
 /** Flags of virDomainCheckpointCreateXML and -Delete. */
 const REDEFINE = 1
@@ -22,6 +25,28 @@ export async function offlineHealth(
   const chains = await bitmapChains(hypervisor, disks, signal)
   const sound = [...chains].filter(([, chain]) => isChainSound(chain, checkpoint.name))
   return { known: true, soundDisks: new Set(sound.map(([target]) => target)) }
+}
+
+/**
+ * Of a domain that is off: what its images have recorded since. They are not
+ * locked meanwhile, so that it can be started; an image that is in use by then
+ * rejects with E_DOMAIN_BUSY or E_IO.
+ */
+export async function countOffline(
+  hypervisor: Hypervisor,
+  domain: DomainRef,
+  name: string,
+  signal: AbortSignal,
+): Promise<CountedBase> {
+  requireLocalImages(hypervisor, domain)
+  const { disks } = await describeOff(hypervisor, domain)
+  const chains = await bitmapChains(hypervisor, disks, signal)
+  const sound = [...chains].flatMap(([target, chain]) => {
+    const depth = soundDepth(chain, name)
+    return depth === 0 ? [] : [{ target, chain, base: name, depth }]
+  })
+  const dirtyBytes = await countDirty(sound)
+  return { known: true, soundDisks: new Set(sound.map(({ target }) => target)), dirtyBytes }
 }
 
 /**

@@ -1,10 +1,11 @@
 import { BackupError } from '../base/errors.js'
 import type { ChainImage } from './image-chain.js'
-import type { StorageDaemon } from './storage-daemon.js'
+import { StorageDaemon } from './storage-daemon.js'
 
 /** The formats whose images can lie on others; they must be told where the chain ends. */
 const WITH_BACKING: readonly string[] = ['qcow2', 'qed', 'vmdk']
 const MAX_CONNECTIONS = 100
+const NBD_PORT = '10809'
 
 /** A disk to be served, with what is known of its images. */
 export interface OfflineDisk {
@@ -29,7 +30,10 @@ export async function serveDisks(
   disks: readonly OfflineDisk[],
 ): Promise<readonly ServedDisk[]> {
   const served: ServedDisk[] = []
-  for (const [i, disk] of disks.entries()) await daemon.execute('blockdev-add', lockedNode(disk.chain, `d${i}`))
+  for (const [i, { chain }] of disks.entries()) {
+    await addKeys(daemon, chain, `d${i}`)
+    await daemon.execute('blockdev-add', lockedNode(chain, `d${i}`))
+  }
   const nodes = await nodesOf(daemon)
   await daemon.execute('nbd-server-start', {
     addr: { type: 'unix', data: { path: socket } },
@@ -50,6 +54,23 @@ export async function serveDisks(
   return served
 }
 
+/** Bytes that the images have recorded since each disk's base, summed over its chain: some may count twice. */
+export async function countDirty(disks: readonly OfflineDisk[]): Promise<ReadonlyMap<string, number>> {
+  if (disks.length === 0) return new Map()
+  await using daemon = await StorageDaemon.start()
+  for (const [i, { chain }] of disks.entries()) {
+    await addKeys(daemon, chain, `d${i}`)
+    await daemon.execute('blockdev-add', { ...imageNode(chain, `d${i}`, 0), 'force-share': true })
+  }
+  const nodes = await nodesOf(daemon)
+  return new Map(
+    disks.map(({ target, base, depth }, i) => {
+      const layers = Array.from({ length: depth }, (_, at) => nodes.get(`d${i}-${at}`))
+      return [target, layers.reduce((sum, node) => sum + (node?.dirtyBytes.get(base ?? '') ?? 0), 0)]
+    }),
+  )
+}
+
 /**
  * The chain, explicitly, below a node that shares neither writing nor resizing:
  * a plain reader of a raw image would leave it open to a domain that starts
@@ -68,13 +89,41 @@ function lockedNode(chain: readonly ChainImage[], prefix: string): Readonly<Reco
 function imageNode(chain: readonly ChainImage[], prefix: string, at: number): Readonly<Record<string, unknown>> | null {
   const image = chain[at]
   if (image === undefined) return null
+  const key = keyName(prefix, at)
+  // The raw format of libvirt's LUKS disks is QEMU's format luks.
+  const isWhollyEncrypted = image.key !== undefined && image.format === 'raw'
   return {
-    driver: image.format,
+    driver: isWhollyEncrypted ? 'luks' : image.format,
     'node-name': `${prefix}-${at}`,
     'read-only': true,
-    file: { driver: image.isBlockDevice ? 'host_device' : 'file', filename: image.path, 'read-only': true },
+    file: { ...fileNode(image), 'read-only': true },
+    ...(isWhollyEncrypted ? { 'key-secret': key } : {}),
+    ...(image.key !== undefined && !isWhollyEncrypted ? { encrypt: { format: 'luks', 'key-secret': key } } : {}),
     ...(WITH_BACKING.includes(image.format) ? { backing: imageNode(chain, prefix, at + 1) } : {}),
   }
+}
+
+function fileNode({ nbd, path, isBlockDevice }: ChainImage): Readonly<Record<string, unknown>> {
+  if (nbd === undefined) return { driver: isBlockDevice ? 'host_device' : 'file', filename: path }
+  const { server, exportName } = nbd
+  const place =
+    server.kind === 'unix'
+      ? { type: 'unix', path: server.path }
+      : { type: 'inet', host: server.host, port: server.port ?? NBD_PORT }
+  return { driver: 'nbd', server: place, export: exportName }
+}
+
+/** Over the daemon's standard input, as everything: nobody else sees them. */
+async function addKeys(daemon: StorageDaemon, chain: readonly ChainImage[], prefix: string): Promise<void> {
+  for (const [at, { key }] of chain.entries()) {
+    if (key === undefined) continue
+    const data = Buffer.from(key).toString('base64')
+    await daemon.execute('object-add', { 'qom-type': 'secret', id: keyName(prefix, at), data, format: 'base64' })
+  }
+}
+
+function keyName(prefix: string, at: number): string {
+  return `${prefix}-${at}-key`
 }
 
 /**
@@ -105,6 +154,7 @@ async function unionBitmap(
 interface OpenNode {
   readonly size: number
   readonly soundBitmaps: ReadonlySet<string>
+  readonly dirtyBytes: ReadonlyMap<string, number>
 }
 
 async function nodesOf(daemon: StorageDaemon): Promise<ReadonlyMap<string, OpenNode>> {
@@ -121,7 +171,15 @@ async function nodesOf(daemon: StorageDaemon): Promise<ReadonlyMap<string, OpenN
       bitmap =>
         bitmap.get('persistent') === true && bitmap.get('recording') === true && bitmap.get('inconsistent') !== true,
     )
-    nodes.set(name, { size, soundBitmaps: new Set(sound.flatMap(bitmap => textOf(bitmap.get('name')))) })
+    const dirtyBytes = sound.flatMap(bitmap => {
+      const [bitmapName, count] = [bitmap.get('name'), bitmap.get('count')]
+      return typeof bitmapName === 'string' && typeof count === 'number' ? [[bitmapName, count] as const] : []
+    })
+    nodes.set(name, {
+      size,
+      soundBitmaps: new Set(sound.flatMap(bitmap => textOf(bitmap.get('name')))),
+      dirtyBytes: new Map(dirtyBytes),
+    })
   }
   return nodes
 }

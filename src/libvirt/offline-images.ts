@@ -68,11 +68,37 @@ export async function localPath(hypervisor: Hypervisor, source: ImageSource): Pr
 }
 
 /** Why a disk cannot be read while its domain is off; undefined where it can. */
-export function whyUnreadable(disk: DomainDisk): string | undefined {
-  if (disk.encryption !== undefined) return 'encrypted: only its running domain has the key'
-  if (disk.source.kind === 'network')
-    return `a network disk (${disk.source.protocol}) is read only while its domain runs`
-  return undefined
+export async function whyUnreadable(hypervisor: Hypervisor, disk: DomainDisk): Promise<string | undefined> {
+  const { source, encryption } = disk
+  if (source.kind === 'network') {
+    if (source.protocol !== 'nbd') return `a network disk (${source.protocol}) is read only while its domain runs`
+    if (source.server === undefined)
+      return 'an NBD disk behind TLS, or on several servers, is read only while its domain runs'
+    if (encryption !== undefined || (disk.format ?? 'raw') !== 'raw')
+      return 'an NBD disk that is not raw is read only while its domain runs'
+  }
+  return (await keyOf(hypervisor, disk)).obstacle
+}
+
+type DiskKey =
+  | { readonly key: Uint8Array | undefined; readonly obstacle: undefined }
+  | { readonly key: undefined; readonly obstacle: string }
+
+/** What opens an encrypted disk. libvirt gives away the secrets that are not private. */
+async function keyOf(hypervisor: Hypervisor, { encryption }: DomainDisk): Promise<DiskKey> {
+  if (encryption === undefined) return { key: undefined, obstacle: undefined }
+  const { format, secret } = encryption
+  if (format !== 'luks' || secret === undefined)
+    return { key: undefined, obstacle: `encrypted (${format}), which only its running domain can open` }
+  try {
+    return { key: await hypervisor.call(connection => connection.secretValue(secret)), obstacle: undefined }
+  } catch (error) {
+    if (libvirtFailure(error) === undefined) throw error
+    return {
+      key: undefined,
+      obstacle: `encrypted, and libvirt keeps its key to itself (secret ${secret} is private, or empty)`,
+    }
+  }
 }
 
 /**
@@ -84,12 +110,20 @@ export async function chainOf(
   disk: DomainDisk,
   signal: AbortSignal,
 ): Promise<readonly ChainImage[]> {
-  const path = await localPath(hypervisor, disk.source)
-  const reason = whyUnreadable(disk) ?? (path === undefined ? 'it has no local image' : undefined)
-  if (path === undefined || reason !== undefined) {
-    throw new BackupError('E_NO_DISK', `disk ${disk.target} cannot be read while its domain is off`, { why: reason })
+  const reason = await whyUnreadable(hypervisor, disk)
+  const { source } = disk
+  if (reason === undefined && source.kind === 'network' && source.server !== undefined) {
+    const nbd = { server: source.server, exportName: source.name }
+    return [{ path: source.uri, nbd, isBlockDevice: false, format: 'raw', bitmaps: [] }]
   }
-  return await readChain(path, disk.format ?? 'raw', signal)
+  const path = await localPath(hypervisor, source)
+  if (path === undefined || reason !== undefined) {
+    const why = reason ?? 'it has no local image'
+    throw new BackupError('E_NO_DISK', `disk ${disk.target} cannot be read while its domain is off`, { why })
+  }
+  const chain = await readChain(path, disk.format ?? 'raw', signal)
+  const { key } = await keyOf(hypervisor, disk)
+  return key === undefined ? chain : chain.map((image, at) => (at === 0 ? { ...image, key } : image))
 }
 
 /** The chains of all qcow2 disks that can be looked at, by target; of the others, and of all on another machine, nothing is known. */
@@ -101,8 +135,8 @@ export async function bitmapChains(
   const chains = new Map<string, readonly ChainImage[]>()
   if (!isLocalUri(hypervisor.uri)) return chains
   for (const disk of disks) {
-    if (disk.format !== 'qcow2' || whyUnreadable(disk) !== undefined) continue
     try {
+      if (disk.format !== 'qcow2' || (await whyUnreadable(hypervisor, disk)) !== undefined) continue
       chains.set(disk.target, await chainOf(hypervisor, disk, signal))
     } catch (error) {
       signal.throwIfAborted()

@@ -8,13 +8,13 @@ import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-p
 import { endOwnJob, resumeAfterJob, runningBackup } from './backup-job.js'
 import { LiveBackupSession, undoDeadSession } from './backup-session.js'
 import { parseQemuUser } from './capabilities-xml.js'
-import { deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
+import { type CountedBase, countSince, deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
 import { readDomainFiles, type DomainFile } from './domain-files.js'
 import { parseDomainXml } from './domain-xml.js'
-import type { Hypervisor } from './hypervisor.js'
+import { type Hypervisor, libvirtFailure } from './hypervisor.js'
 import { LoneCheckpoint } from './lone-checkpoint.js'
 import { probeImage, type ProbedImage } from './image-probe.js'
-import { offlineHealth } from './offline-checkpoints.js'
+import { countOffline, offlineHealth } from './offline-checkpoints.js'
 import { isOff, localPath, whyUnreadable } from './offline-images.js'
 import { OfflineBackupSession } from './offline-session.js'
 import {
@@ -99,7 +99,7 @@ export class PullHost {
     const probed = path === undefined ? undefined : await probeImage(path, disk.format ?? 'raw', signal)
     const { ability, reason } = classifyDisk(disk, this.#options, probed)
     const source = sourceOf(disk, probed)
-    const unreadable = isRunning || ability === 'skip' ? undefined : whyUnreadable(disk)
+    const unreadable = isRunning || ability === 'skip' ? undefined : await whyUnreadable(this.#hypervisor, disk)
     if (unreadable !== undefined) return { target: disk.target, source, ability: 'skip', reason: unreadable }
     return { target: disk.target, source, ability, reason }
   }
@@ -127,6 +127,20 @@ export class PullHost {
   async baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth> {
     if (await isOff(this.#hypervisor, domain)) return await offlineHealth(this.#hypervisor, domain, checkpoint, never)
     return await probeCheckpoint(this.#hypervisor, domain, checkpoint)
+  }
+
+  async takeCensus(domain: DomainRef, { name }: PointCheckpoint, signal: AbortSignal): Promise<CountedBase> {
+    if (await isOff(this.#hypervisor, domain)) return await countOffline(this.#hypervisor, domain, name, signal)
+    return await countSince(this.#hypervisor, domain, name)
+  }
+
+  async diskBytes(domain: DomainRef, target: string) {
+    try {
+      return await this.#hypervisor.call(connection => connection.blockInfo(domain.uuid, target))
+    } catch (error) {
+      if (libvirtFailure(error) === undefined) throw error
+      return undefined
+    }
   }
 
   /** Names that start with `prefix`, and end with `token` or 16 random hex digits. Throws E_CONFIG. */

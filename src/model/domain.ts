@@ -48,9 +48,21 @@ export type ImageSource =
   | { readonly kind: 'block'; readonly path: string }
   /** In a storage pool; live XML usually names what it resolves to as well. */
   | { readonly kind: 'volume'; readonly pool: string; readonly volume: string }
-  | { readonly kind: 'network'; readonly protocol: string; readonly name: string; readonly uri: string }
+  | {
+      readonly kind: 'network'
+      readonly protocol: string
+      readonly name: string
+      readonly uri: string
+      /** The one server, where it is spoken to in the open and without a password. */
+      readonly server?: NetworkServer | undefined
+    }
   /** Anything else, by libvirt's word for it: `dir`, `nvme`, `vhostuser`, ... */
   | { readonly kind: 'other'; readonly type: string }
+
+/** A TCP port, or a Unix socket. */
+export type NetworkServer =
+  | { readonly kind: 'tcp'; readonly host: string; readonly port: string | undefined }
+  | { readonly kind: 'unix'; readonly path: string }
 
 /** One image of a backing chain. */
 export interface ImageLayer {

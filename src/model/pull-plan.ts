@@ -20,6 +20,8 @@ export interface PullWish {
   /** Targets to back up; empty for all. */
   readonly only: readonly string[]
   readonly except: readonly string[]
+  /** Images of each backing chain that belong into the point: 0 all, N the topmost, -N all but the N lowest. */
+  readonly depth?: number | undefined
 }
 
 /** Whether libvirt still has the checkpoint of the newest point, and for which disks its bitmap is sound. */
@@ -74,6 +76,7 @@ export function planPull(
       if (left.surprising) warnings.push({ code: 'W_DISK_SKIPPED', message: `${disk.target}: ${left.reason}` })
       continue
     }
+    refuseDepth(domain, disk, wish.depth ?? 0)
     const { base, warning: reason } = chooseBase(disk, latest, health)
     // Whoever asks for everything need not be told why everything is read.
     const warning = wish.mode === 'full' ? undefined : reason
@@ -104,6 +107,25 @@ function refuseUnknown(domain: DomainRef, surveyed: readonly SurveyedDisk[], wis
   if (unknown.length === 0) return
   throw new BackupError('E_NOT_FOUND', `${domain.name} has no disk ${unknown.join(', ')}`, {
     why: known.length === 0 ? 'it has no disks' : `its disks are ${known.join(', ')}`,
+  })
+}
+
+/**
+ * A point that lacks what lies in shared images cannot be made yet: the export
+ * of a running domain does not tell which image a block comes from.
+ */
+function refuseDepth(domain: DomainRef, { target, source }: SurveyedDisk, depth: number): void {
+  const images = 1 + (source.backingFiles?.length ?? 0)
+  const taken = depth > 0 ? depth : images + depth
+  if (depth === 0 || taken >= images) return
+  throw new BackupError('E_UNSUPPORTED', `${domain.name} cannot be pulled with a depth of ${depth}`, {
+    why:
+      `disk ${target} has ${images} images on top of one another, and a point that leaves out the lower ones ` +
+      'cannot be made or restored yet',
+    hints: [
+      'pull it with a depth of 0: what the images share is stored once, for all domains on them',
+      `or leave the disk out:   --exclude-disk ${target}`,
+    ],
   })
 }
 

@@ -163,6 +163,8 @@ export interface NativeVirtConnection {
   /** Path of a volume in a storage pool. */
   volumePath(pool: string, volume: string): Promise<string>
   poolTargetPath(pool: string): Promise<string>
+  /** Of a libvirt secret, which must not be a private one; E_LIBVIRT where it is, or has no value. Keep it out of logs. */
+  secretValue(uuid: string): Promise<Uint8Array>
 
   /** Closes both connections; idempotent, never rejects. */
   close(): Promise<void>

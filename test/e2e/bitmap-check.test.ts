@@ -1,6 +1,6 @@
 import t from 'tap'
 
-import { BITMAP_ACKNOWLEDGED } from '../../src/jobs/pull-part.js'
+import { BITMAP_ACKNOWLEDGED } from '../../src/jobs/pull-base.js'
 import { Store } from '../../src/store/store.js'
 import { LabPuller } from '../harness/pull.js'
 import { requires } from '../harness/requires.js'

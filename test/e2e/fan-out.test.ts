@@ -97,7 +97,7 @@ class FanOut implements AsyncDisposable {
 }
 
 function made(outcome: TargetOutcome | undefined): { readonly point: RecoveryPoint } {
-  if (outcome?.kind !== 'made') throw outcome?.error
+  if (outcome?.kind !== 'made') throw outcome?.kind === 'failed' ? outcome.error : new Error('skipped')
   return outcome
 }
 

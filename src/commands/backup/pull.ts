@@ -3,6 +3,7 @@ import * as Flags from '@oclif/core/flags'
 import { BaseCommand, type Envelope } from '../../cli/base-command.js'
 import { LIVING_DOMAINS } from '../../cli/domain-flags.js'
 import { PRIORITY_FLAGS } from '../../cli/priority.js'
+import { forecastDocument, forecastLines } from '../../cli/pull-forecast-view.js'
 import { pullDocument, pullSummary } from '../../cli/pull-view.js'
 import { parseSize } from '../../model/size.js'
 
@@ -20,6 +21,7 @@ export default class PullCommand extends BaseCommand {
       command: '<%= config.bin %> backup pull --all --quiesce=required --json',
       description: 'All domains; those that cannot be frozen fail',
     },
+    { command: '<%= config.bin %> backup pull web01 -n', description: 'Only say what would be read, and why' },
   ]
   static override args = {
     domain: LIVING_DOMAINS,
@@ -64,6 +66,7 @@ export default class PullCommand extends BaseCommand {
     }),
     threads: Flags.integer({ summary: 'NBD connections per disk', min: 1, max: 16, helpValue: 'N' }),
     parallel: Flags.integer({ summary: 'domains at once', min: 1, max: 64, helpValue: 'N' }),
+    'min-change': Flags.string({ summary: 'make no point where less has changed', helpValue: '16MiB' }),
     bwlimit: Flags.string({
       summary: 'read at most this much in a second, all domains together',
       helpValue: '200MiB',
@@ -76,6 +79,7 @@ export default class PullCommand extends BaseCommand {
     'scratch-limit': Flags.string({ summary: 'give up when scratch takes more', helpValue: '20GiB' }),
     tag: Flags.string({ summary: 'tag the point (repeatable)', multiple: true, multipleNonGreedy: true }),
     comment: Flags.string({ summary: 'a line kept with the point' }),
+    'dry-run': Flags.boolean({ char: 'n', summary: 'say what would be read of each disk, and why; begin nothing' }),
   }
 
   override async run(): Promise<Envelope> {
@@ -93,6 +97,7 @@ export default class PullCommand extends BaseCommand {
         freezeMounts: flags['freeze-mount'],
         connections: flags.threads,
         bwlimit: flags.bwlimit === undefined ? undefined : parseSize(flags.bwlimit),
+        minChange: flags['min-change'] === undefined ? undefined : parseSize(flags['min-change']),
         scratchDir: flags['scratch-dir'],
         tags: flags.tag,
         // Absent is not false: the configuration may ask for it.
@@ -102,7 +107,13 @@ export default class PullCommand extends BaseCommand {
       comment: flags.comment,
     }
     await using session = await this.session(flags)
-    const { runPull } = await import('../../cli/pull-run.js')
+    const { runForecast, runPull } = await import('../../cli/pull-run.js')
+    if (flags['dry-run']) {
+      const outcomes = await runForecast(session, wishes)
+      await session.endProgress()
+      session.print(forecastLines(outcomes))
+      return this.finish(forecastDocument(outcomes))
+    }
     const run = await runPull(session, wishes, flags)
     await session.endProgress()
     const shown = { ...run, interrupted: this.interruptedExit }

@@ -1,7 +1,9 @@
 import t from 'tap'
 
 import { type ChainImage, decodeImageInfo } from '../../../src/libvirt/image-chain.js'
-import { isChainSound, requireLocalImages, soundDepth } from '../../../src/libvirt/offline-images.js'
+import { parseDomainXml } from '../../../src/libvirt/domain-xml.js'
+import type { Hypervisor } from '../../../src/libvirt/hypervisor.js'
+import { isChainSound, requireLocalImages, soundDepth, whyUnreadable } from '../../../src/libvirt/offline-images.js'
 import { isLocalUri } from '../../../src/model/libvirt-uri.js'
 
 /** One letter for each image from the top: sound, broken, none. */
@@ -57,4 +59,30 @@ t.test('images of a domain on another machine are not looked for on this one', a
   for (const uri of ['qemu:///system', 'qemu+unix:///session?socket=/s']) {
     t.doesNotThrow(() => requireLocalImages({ uri }, domain))
   }
+})
+
+t.test('why a disk of a domain that is off cannot be read is said in words', async t => {
+  const hypervisor = {
+    call: () => Promise.reject(Object.assign(new Error('private'), { code: 'E_LIBVIRT', libvirtCode: 65 })),
+  } as unknown as Hypervisor
+  const disks = (xml: string) =>
+    parseDomainXml(`<domain type='qemu'><name>a</name><uuid>b</uuid><devices>${xml}</devices></domain>`).disks
+  const why = async (xml: string, format = 'raw') => {
+    const disk = `<disk type='network'><driver type='${format}'/><source ${xml}</source><target dev='vda'/></disk>`
+    return await whyUnreadable(hypervisor, disks(disk)[0]!)
+  }
+  const unix = `<host transport='unix' socket='/x'/>`
+
+  t.equal(await why(`protocol='nbd' name='it'>${unix}`), undefined)
+  t.equal(await why(`protocol='nbd'><host name='h' port='10809'/>`), undefined)
+  t.match(await why(`protocol='nbd' tls='yes'><host name='h' port='10809'/>`), /TLS/)
+  t.match(await why(`protocol='nbd'>${unix}<host name='h'/>`), /several servers/)
+  t.match(await why(`protocol='nbd'>${unix}`, 'qcow2'), /not raw/)
+  for (const protocol of ['rbd', 'iscsi', 'ssh', 'http', 'gluster', 'vxhs'])
+    t.match(await why(`protocol='${protocol}' name='x'>`), new RegExp(`\\(${protocol}\\)`))
+  const encrypted = (inside: string) =>
+    `<disk type='file'><source file='/x'><encryption ${inside}</encryption></source><target dev='vda'/></disk>`
+  t.match(await whyUnreadable(hypervisor, disks(encrypted(`format='qcow'>`))[0]!), /qcow/)
+  const secret = `format='luks'><secret type='passphrase' uuid='u'/>`
+  t.match(await whyUnreadable(hypervisor, disks(encrypted(secret))[0]!), /secret u is private/)
 })

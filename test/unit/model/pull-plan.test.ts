@@ -139,3 +139,12 @@ t.test('excluded disks are recorded, skipped ones of note are warned of', async 
   )
   t.match(plan.warnings, [{ code: 'W_DISK_SKIPPED', message: /^vdc/ }])
 })
+
+t.test('a depth that would leave images out is refused, one that leaves out none is not', async t => {
+  const chained = { ...disk('vda'), source: { ...disk('vda').source, backingFiles: ['/a', '/b'] } }
+  const plan = (depth: number) => planPull(DOMAIN, [chained], { ...AUTO, depth }, undefined, sound())
+
+  for (const depth of [0, 3, 4]) t.equal(plan(depth).disks.length, 1)
+  for (const depth of [1, 2, -1, -2, -3]) t.throws(() => plan(depth), { code: 'E_UNSUPPORTED', message: /depth/ })
+  t.equal(planPull(DOMAIN, [disk('vda')], { ...AUTO, depth: 1 }, undefined, sound()).disks.length, 1)
+})
