@@ -1,4 +1,4 @@
-import { mkdir, stat } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import { BackupError } from '../base/errors.js'
@@ -14,6 +14,7 @@ import { Paces } from './paces.js'
 import { findPoint } from './points.js'
 import {
   fileNames,
+  makeDirectory,
   makeDomainRestore,
   makeImages,
   makePassableDirectory,
@@ -180,6 +181,9 @@ class RestoreWork {
     this.#job = makeRestoreJob(this.#session, { store: this.#store, images, pace })
     if (domain !== undefined && this.#machine !== undefined) {
       this.#domains = await makeDomainRestore(this.#store, this.#machine, images)
+      // libvirt gives images to QEMU at start, unless told not to (dynamic_ownership), and never their data files.
+      const { qemuUserOf } = await import('./trial-wire.js')
+      this.#owner = await qemuUserOf(this.#machine)
     }
     if (wanted.owner !== undefined) this.#owner = await resolveOwner(wanted.owner)
     if (destination.kind === 'pool' && this.#machine !== undefined) {
@@ -233,7 +237,7 @@ class RestoreWork {
     if (destination.kind !== 'directory') return
     const path = folderOf(destination.path, one)
     if (domain !== undefined || images.owner !== undefined) await makePassableDirectory(path)
-    else await mkdir(path, { recursive: true })
+    else await makeDirectory(path)
   }
 
   async #prepareDomain(plan: RestorePlan): Promise<PreparedDomain | undefined> {

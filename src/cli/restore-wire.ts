@@ -1,9 +1,10 @@
 import { randomUUID } from 'node:crypto'
-import { chmod, mkdir, rmdir, unlink } from 'node:fs/promises'
-import { dirname, join, resolve } from 'node:path'
+import { chmod, lstat, mkdir, rmdir, unlink } from 'node:fs/promises'
+import { join } from 'node:path'
 
 import type { Pace } from '../base/pace.js'
 import type { LocalImages } from '../image/local-images.js'
+import { makeDirectory } from '../image/directory.js'
 import { resolveOwner } from '../image/owner.js'
 import { DomainRestore } from '../jobs/restore-domain.js'
 import { RestoreJob } from '../jobs/restore-job.js'
@@ -17,7 +18,7 @@ import type { Machine } from './wire.js'
 
 /** Makes what restores are made of, as wire.ts does for everything else. */
 
-export { fileNames, planRestore, resolveOwner }
+export { fileNames, makeDirectory, planRestore, resolveOwner }
 
 const NBD_CONNECTIONS = 4
 /** Zeroing a large range of a slow disk takes its time. */
@@ -63,15 +64,14 @@ export async function makeDomainRestore(
     newUuid: randomUUID,
     makeDirectory: makePassableDirectory,
     removeFile: unlink,
+    fileExists: async path => (await lstat(path).catch(() => undefined)) !== undefined,
     places: firmwarePlaces(machine.access.uri),
   })
 }
 
 /** With its parents. What is made here others may pass through, as QEMU's and swtpm's users must, but not list. */
 export async function makePassableDirectory(path: string): Promise<void> {
-  const first = await mkdir(path, { recursive: true })
-  if (first === undefined) return
-  for (let made = resolve(path); made.length >= resolve(first).length; made = dirname(made)) await chmod(made, 0o711)
+  for (const made of await makeDirectory(path)) await chmod(made, 0o711)
 }
 
 export async function makeRollbackJob(

@@ -1,8 +1,9 @@
 import type { Writable } from 'node:stream'
 
 import { throwIfAborted } from '../base/async.js'
+import { BackupError } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
-import { named } from './image-file.js'
+import { isErrno, named } from './image-file.js'
 import type { ImageOutcome, ImagePiece, ImageWriter } from './image-writer.js'
 
 const ZEROS = new Uint8Array(1 << 20)
@@ -67,8 +68,16 @@ export class StreamImage implements ImageWriter {
     await new Promise<void>((resolve, reject) => {
       this.#stream.write(bytes, error => {
         if (error === null || error === undefined) resolve()
-        else reject(named(this.name, error))
+        else reject(isErrno(error, 'EPIPE') ? this.#readerGone(error) : named(this.name, error))
       })
+    })
+  }
+
+  #readerGone(cause: Error): BackupError {
+    return new BackupError('E_IO', `what reads ${this.name} went away before the disk ended`, {
+      why: `It was given ${this.#position} of ${this.size} bytes at most.`,
+      hints: ['Look at the command behind the pipe: it failed, or wanted only a part.'],
+      cause,
     })
   }
 }

@@ -65,7 +65,7 @@ export function damagedDisk(
     hints: [
       `See what else is damaged: virtvault verify ${name} --level data`,
       'Restore an older point, or this one from another target.',
-      `Take what can be read: virtvault restore ${name} --disk ${target} --allow-damaged`,
+      `Take what can be read: virtvault restore ${name} --disk ${target} --to DIR --allow-damaged`,
     ],
     cause: lost.cause,
   })

@@ -20,6 +20,7 @@ export interface DomainRestorePorts {
   /** With its parents; fine where it exists. Closed to others. */
   readonly makeDirectory: (path: string) => Promise<void>
   readonly removeFile: (path: string) => Promise<void>
+  readonly fileExists: (path: string) => Promise<boolean>
   readonly places: FirmwarePlaces
 }
 
@@ -86,7 +87,8 @@ export class DomainRestore {
     if (!UUID.test(uuid)) throw new BackupError('E_DAMAGED', `${pointName(point)} names no proper UUID`)
     await this.#refuseClash(point, name, uuid)
 
-    const files = this.#firmwareFiles(point, { name, uuid })
+    const files = await this.#firmwareFiles(point, { name, uuid })
+    if (!plan.force) await this.#refuseTaken(files)
     const nvram = files.find(file => file.blob.name === 'nvram')?.path
     const { xml, notes } = this.#ports.rewrite(await readDefinition(this.#ports.store, point), {
       name,
@@ -100,6 +102,7 @@ export class DomainRestore {
         ]),
       ),
       nvram,
+      bootFiles: new Map(files.map(({ blob, path }) => [blob.name, path])),
       ownNamespaces: request.ownNamespaces,
     })
     return { name, uuid, xml, notes: [...notes, ...notesOn(point, request)], files, force: plan.force }
@@ -173,18 +176,48 @@ export class DomainRestore {
     }
   }
 
-  /** The paths are this host's: nothing of the stored paths is used (I10). */
-  #firmwareFiles(point: RecoveryPoint, domain: { readonly name: string; readonly uuid: string }): FirmwareFile[] {
+  /** What finish() would stop at after hours of copying. */
+  async #refuseTaken(files: readonly FirmwareFile[]): Promise<void> {
+    for (const { blob, path } of files) {
+      if (!(await this.#ports.fileExists(path))) continue
+      throw new BackupError('E_EXISTS', `${path} exists`, {
+        why: `The ${blob.name.startsWith('tpm/') ? 'TPM state' : blob.name} of the restored domain goes there; what is there may belong to another one.`,
+        hints: [
+          'replace it with --force, where nothing needs it any more',
+          'or restore under another name:   --name NAME --new-uuid',
+        ],
+      })
+    }
+  }
+
+  /**
+   * The paths are this host's: nothing of the stored paths is used (I10). A
+   * firmware image comes with a package, which may be newer here: the stored
+   * one stands in only where the host has none.
+   */
+  async #firmwareFiles(
+    point: RecoveryPoint,
+    domain: { readonly name: string; readonly uuid: string },
+  ): Promise<FirmwareFile[]> {
     const { nvram, swtpm } = this.#ports.places
     const [safeName = 'domain'] = fileNames([domain.name], `domain-${domain.uuid}`)
-    return point.blobs.flatMap(blob => {
-      if (blob.name === 'nvram') return [{ blob, directory: nvram, path: join(nvram, `${safeName}_VARS.fd`) }]
+    const files: FirmwareFile[] = []
+    for (const blob of point.blobs) {
+      if (blob.name === 'nvram') files.push({ blob, directory: nvram, path: join(nvram, `${safeName}_VARS.fd`) })
+      const hasItsOwn = blob.name === 'loader' && blob.path !== undefined && (await this.#ports.fileExists(blob.path))
+      if (BOOT_FILES.has(blob.name) && !hasItsOwn) {
+        files.push({ blob, directory: nvram, path: join(nvram, `${safeName}.${blob.name}`) })
+      }
       // swtpm's state is found by UUID: a copy without it starts with an empty TPM.
       const place = tpmPlace(swtpm, domain.uuid, blob.name)
-      return place === undefined ? [] : [{ blob, ...place }]
-    })
+      if (place !== undefined) files.push({ blob, ...place })
+    }
+    return files
   }
 }
+
+/** Read by QEMU when the domain starts, and named in its definition. */
+const BOOT_FILES: ReadonlySet<string> = new Set(['kernel', 'initrd', 'dtb', 'loader'])
 
 /** Where a domain's swtpm looks for a file that a point calls `tpm/VERSION/NAME`; undefined of other names (I10). */
 export function tpmPlace(
@@ -224,6 +257,11 @@ function sourceOf(spec: RestorePlan['disks'][number]['spec']): RestoredSource {
 
 function notesOn(point: RecoveryPoint, request: DomainRestoreRequest): string[] {
   const notes = point.skipped.map(({ target, reason }) => `Disk ${target} is not in the point: ${reason}`)
+  if (request.plan.disks.some(({ spec }) => spec.kind === 'qcow2' && spec.dataFile !== undefined)) {
+    notes.push(
+      'libvirt before 10.10 opens its images to QEMU, not their data files: AppArmor or SELinux must be told of those.',
+    )
+  }
   const hasTpm = point.blobs.some(blob => blob.name.startsWith('tpm/'))
   if (hasTpm && request.uuid === 'new') notes.push('It has the TPM of the original: keys sealed there open in both.')
   if (request.uuid === 'new' && request.macs === 'keep' && request.network.kind !== 'none') {

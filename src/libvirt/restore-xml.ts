@@ -39,6 +39,8 @@ export interface RestoreXmlOptions {
   readonly disks: ReadonlyMap<string, RestoredSource>
   /** Path of the restored UEFI variables; undefined lets libvirt make fresh ones from the template. */
   readonly nvram: string | undefined
+  /** Paths of the restored `kernel`, `initrd`, `dtb`, `loader`; one that is not in it keeps its path. */
+  readonly bootFiles?: ReadonlyMap<string, string> | undefined
   /** Namespaces of metadata that a copy does not inherit: our own jobs. */
   readonly ownNamespaces: readonly string[]
   /** Makes a domain that runs for a test alone: without devices of the host, its first serial port into this file. */
@@ -140,6 +142,8 @@ function domainChild(child: XmlElement, rewrite: Rewrite): readonly XmlElement[]
 }
 
 function firmwareChild(child: XmlElement, { options }: Rewrite): readonly XmlElement[] {
+  const bootFile = options.bootFiles?.get(child.name)
+  if (bootFile !== undefined) return [{ ...child, text: bootFile }]
   if (child.name !== 'nvram') return [child]
   // Two domains that share this file corrupt each other, and nothing warns of it.
   const template = { template: attributeOf(child, 'template'), format: attributeOf(child, 'format') }

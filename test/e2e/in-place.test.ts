@@ -152,8 +152,48 @@ t.test(
       )
     }
 
-    await t.test('an image that somebody else has open is refused, untouched', async t => {
+    await t.test('killed at any moment, again and again, it finishes in the end and the image is sound', async t => {
+      if ((await web.state()) === 'shut off') await web.start()
+      await scribble(web)
+      t.equal((await virtvault(['backup', 'pull', 'web01'])).code, 0)
       await web.destroy()
+      for (let round = 0; round < 3; round++) {
+        // From the first line of progress to the last: which of them is the moment differs each time.
+        const after = Math.floor(Math.random() * 12)
+        const killed = await virtvault(inPlace('--progress', 'json', '--json'), (stderr, child) => {
+          if (stderr.split('\n').length > after) child.kill('SIGKILL')
+        })
+        t.ok(killed.code === null || killed.code === 0, `after line ${after}: ${killed.code}`)
+      }
+      const measured = JSON.parse((await virtvault(inPlace('-n', '--json'))).stdout) as RolledBack
+      const ended = await virtvault(inPlace('--json'))
+
+      t.equal(ended.code, 0, ended.stderr)
+      t.strictSame((JSON.parse(ended.stdout) as RolledBack).disks, measured.disks, 'as the dry run said')
+      t.equal(await imageDifference(image, first), undefined)
+      t.equal(await imageDamage(image.path), undefined)
+    })
+
+    await t.test('a disk that was replaced is written in full, as the dry run said', async t => {
+      await run('qemu-img', ['create', '-q', '-f', 'qcow2', image.path, String(SIZE)])
+      await run('qemu-io', ['-f', 'qcow2', '-c', 'write -P 5 250M 1M', image.path])
+
+      const measured = JSON.parse((await virtvault(inPlace('-n', '--json'))).stdout) as RolledBack
+      const ended = await virtvault(inPlace('--json'))
+
+      t.match(measured.disks, [{ since: null, data_bytes: 160 * MIB, zero_bytes: SIZE - 160 * MIB }])
+      t.strictSame((JSON.parse(ended.stdout) as RolledBack).disks, measured.disks)
+      t.equal(await imageDifference(image, first), undefined)
+      t.equal(await imageDamage(image.path), undefined)
+    })
+
+    await t.test('a disk that was resized is refused, untouched', async t => {
+      await run('qemu-img', ['resize', '-q', image.path, '+64M'])
+      t.match(await virtvault(inPlace()), { code: 15, stderr: /has 335544320 bytes.*E_REFUSED[^]*resized/ })
+      await run('qemu-img', ['resize', '-q', '--shrink', image.path, String(SIZE)])
+    })
+
+    await t.test('an image that somebody else has open is refused, untouched', async t => {
       await using other = await serve(lab, ['-f', 'qcow2', image.path])
       t.match(await virtvault(inPlace()), { code: 6, stderr: /is in use.*E_DOMAIN_BUSY/ })
       t.ok(other.socket)

@@ -138,6 +138,7 @@ async function bringBack(
       await mkdir(folder, { recursive: true, mode: 0o711 })
     },
     removeFile: unlink,
+    fileExists: async path => existsSync(path),
     places: { nvram: join(lab.folder, 'nvram'), swtpm: join(lab.folder, 'swtpm') },
   })
   const plan = planRestore({
