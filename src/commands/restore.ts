@@ -98,7 +98,7 @@ export default class RestoreCommand extends BaseCommand {
       options: ['none', 'zlib', 'zstd', 'original'] as const,
     })(),
     'data-file': Flags.boolean({ summary: 'data of qcow2 images in a raw file beside them' }),
-    owner: Flags.string({ summary: 'of the images; libvirt gives them to QEMU at start', helpValue: 'USER[:GROUP]' }),
+    owner: Flags.string({ summary: 'of the images; of a defined domain, QEMU’s user', helpValue: 'USER[:GROUP]' }),
     mode: Flags.string({ summary: 'permissions of the images (0600)', helpValue: '0640' }),
     force: Flags.boolean({ summary: 'replace images that are there, overwrite devices that hold something' }),
     'allow-damaged': Flags.boolean({
