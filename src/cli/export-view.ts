@@ -38,6 +38,33 @@ export function exportLines(point: RecoveryPoint, disks: readonly OfferedDisk[],
   ]
 }
 
+/** What users paste where the whole store is served. */
+export function storeExportLines(count: number, example: string | undefined, at: ServedAt): string[] {
+  return [
+    `Serving ${plural(count, 'disk')} of all recovery points, read-only. New points appear by themselves.`,
+    `  nbdinfo --list ${shellQuoted(exportUri(at, ''))}`,
+    ...(example === undefined ? [] : [`  nbdcopy --progress ${shellQuoted(exportUri(at, example))} vda.raw`]),
+  ].map(printable)
+}
+
+/** The document of an export of a store that has ended. */
+export function storeExportDocument(outcome: {
+  readonly at: ServedAt
+  readonly durationMs: number
+  readonly failedReads: number
+}): Envelope {
+  const isSound = outcome.failedReads === 0
+  return {
+    schema: 'virtvault/export_all/1',
+    ok: isSound,
+    status: isSound ? 'success' : 'partial',
+    exit: isSound ? EXIT.ok : EXIT.damage,
+    seconds: inSeconds(outcome.durationMs),
+    failed_reads: outcome.failedReads,
+    uri: exportUri(outcome.at, ''),
+  }
+}
+
 function commandLines(uri: string, file: string, at: ServedAt): string[] {
   const quoted = shellQuoted(uri)
   // QEMU takes certificates as an object only, so its line would not be one to paste.

@@ -1,8 +1,9 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 
-import { errorCodeOf, messageOf } from '../base/errors.js'
-import { ServeJob } from '../jobs/serve-job.js'
+import { type BackupError, errorCodeOf, messageOf } from '../base/errors.js'
+import { type RunningServer, ServeJob } from '../jobs/serve-job.js'
+import { ServeStoreJob } from '../jobs/serve-store-job.js'
 import { shortId } from '../model/point-ref.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import { ExportServer, type ServerAddress } from '../nbd/export-server.js'
@@ -11,47 +12,82 @@ import type { StorePort } from '../store/store-types.js'
 import type { ServedAt } from './export-view.js'
 import type { Session } from './session.js'
 import { runtimeDir } from './places.js'
+import { localTimeZone } from './points.js'
 
 /** Makes what `export` needs; a part of wire.ts that only it loads. */
 
 /** Exports of one point at once that get a socket without being asked. */
 const DEFAULT_SOCKETS = 16
 
-export interface ExportWish {
-  readonly point: RecoveryPoint
-  readonly disks: readonly string[] | undefined
+export interface ExportPlace {
   readonly cacheBytes: number
   /** undefined: a unix socket of our own. */
   readonly where: { readonly path: string } | { readonly host: string; readonly port: number } | undefined
   readonly tlsDirectory: string | undefined
 }
 
-export interface StartedExport extends AsyncDisposable {
-  readonly job: ServeJob
+export interface ExportWish extends ExportPlace {
+  readonly point: RecoveryPoint
+  readonly disks: readonly string[] | undefined
+}
+
+export interface StoreExportWish extends ExportPlace {
+  /** UUIDs; undefined: all. */
+  readonly domains: ReadonlySet<string> | undefined
+}
+
+interface ServingJob extends AsyncDisposable {
+  readonly server: RunningServer
+  readonly failedReads: number
+}
+
+export interface StartedExport<Job extends ServingJob> extends AsyncDisposable {
+  readonly job: Job
   readonly at: ServedAt
   /** Resolves on SIGINT and its like, which are how an export ends; with `once` also when its clients have gone. */
   untilEnd(once: boolean, signal: AbortSignal): Promise<void>
 }
 
-/** Serves when it resolves. Rejects as ServeJob.start() and ExportServer.listen(). */
-export async function startExport(session: Session, store: StorePort, wish: ExportWish): Promise<StartedExport> {
-  const tls = wish.tlsDirectory === undefined ? undefined : await readServerCredentials(wish.tlsDirectory)
+/** Serves a point when it resolves. Rejects as ServeJob.start() and ExportServer.listen(). */
+export async function startExport(
+  session: Session,
+  store: StorePort,
+  wish: ExportWish,
+): Promise<StartedExport<ServeJob>> {
+  return await startAt(session, { ...wish, name: shortId(wish.point.id) }, (listen, onDamage) =>
+    ServeJob.start({ store, listen, onDamage }, wish),
+  )
+}
+
+/** Serves all points of a store when it resolves. Rejects as ServeStoreJob.start() and ExportServer.listen(). */
+export async function startStoreExport(
+  session: Session,
+  store: StorePort,
+  wish: StoreExportWish,
+): Promise<StartedExport<ServeStoreJob>> {
+  return await startAt(session, { ...wish, name: 'all' }, (listen, onDamage) =>
+    ServeStoreJob.start({ store, listen, onDamage }, { ...wish, timeZone: localTimeZone() }),
+  )
+}
+
+type Listen = (
+  exports: Parameters<typeof ExportServer.listen>[1]['exports'],
+  onReadFailure: (error: unknown) => void,
+) => Promise<ExportServer>
+
+async function startAt<Job extends ServingJob>(
+  session: Session,
+  place: ExportPlace & { readonly name: string },
+  startJob: (listen: Listen, onDamage: (error: BackupError) => void) => Promise<Job>,
+): Promise<StartedExport<Job>> {
+  const tls = place.tlsDirectory === undefined ? undefined : await readServerCredentials(place.tlsDirectory)
+  const onConnectionFailure = (error: unknown) => session.progress.report(logOf(error))
   const start = (address: ServerAddress) =>
-    ServeJob.start(
-      {
-        store,
-        listen: (exports, onReadFailure) =>
-          ExportServer.listen(address, {
-            exports,
-            tls,
-            onReadFailure,
-            onConnectionFailure: error => session.progress.report(logOf(error)),
-          }),
-        onDamage: error => session.complain(`${error.message}  [${error.code}]`),
-      },
-      wish,
+    startJob(
+      (exports, onReadFailure) => ExportServer.listen(address, { exports, tls, onReadFailure, onConnectionFailure }),
+      error => session.complain(`${error.message}  [${error.code}]`),
     )
-  const { where } = wish
+  const { where } = place
   if (where !== undefined && 'host' in where) {
     const job = await start({ kind: 'tcp', ...where })
     const port = job.server.port ?? where.port
@@ -61,7 +97,7 @@ export async function startExport(session: Session, store: StorePort, wish: Expo
   const directory = runtimeDir()
   await mkdir(directory, { recursive: true })
   for (let number = 1; ; number++) {
-    const path = join(directory, `export-${shortId(wish.point.id)}${number === 1 ? '' : `-${number}`}.sock`)
+    const path = join(directory, `export-${place.name}${number === 1 ? '' : `-${number}`}.sock`)
     try {
       return startedExport(await start({ kind: 'unix', path }), { kind: 'unix', path })
     } catch (error) {
@@ -71,7 +107,7 @@ export async function startExport(session: Session, store: StorePort, wish: Expo
   }
 }
 
-function startedExport(job: ServeJob, at: ServedAt): StartedExport {
+function startedExport<Job extends ServingJob>(job: Job, at: ServedAt): StartedExport<Job> {
   return {
     job,
     at,

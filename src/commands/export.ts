@@ -5,11 +5,21 @@ import * as Flags from '@oclif/core/flags'
 
 import { BackupError } from '../base/errors.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
-import { exportDocument, exportEvent, exportLines } from '../cli/export-view.js'
-import { findPoint } from '../cli/points.js'
+import {
+  exportDocument,
+  exportEvent,
+  exportLines,
+  exportUri,
+  storeExportDocument,
+  storeExportLines,
+} from '../cli/export-view.js'
+import { findPoint, selectStored } from '../cli/points.js'
 import { parseHostPort } from '../cli/host-port.js'
+import type { ExportPlace } from '../cli/export-wire.js'
+import type { Session } from '../cli/session.js'
 import { writeErr } from '../cli/streams.js'
 import { parseSize } from '../model/size.js'
+import type { StorePort } from '../store/store-types.js'
 
 export default class ExportCommand extends BaseCommand {
   static override description =
@@ -26,15 +36,20 @@ export default class ExportCommand extends BaseCommand {
       command: '<%= config.bin %> export web01@latest --listen 10.0.0.5:10809 --tls /etc/pki/virtvault',
       description: 'For other hosts',
     },
+    {
+      command: '<%= config.bin %> export --all --socket /run/store.sock',
+      description: 'Everything: nbd+unix:///web01@latest:vda?socket=/run/store.sock',
+    },
   ]
   static override args = {
     point: Args.string({
-      description: '[DOMAIN]@REF[:DISK], REF = latest, ~N, an id, a date or a tag',
-      required: true,
+      description:
+        '[DOMAIN]@REF[:DISK], REF = latest, ~N, an id, a date or a tag; with --all a domain, for its points only',
       ignoreStdin: true,
     }),
   }
   static override flags = {
+    all: Flags.boolean({ summary: 'all points, as a list of exports named DOMAIN@ID:DISK', exclusive: ['disk'] }),
     socket: Flags.string({ summary: 'listen on this unix socket', helpValue: 'PATH', exclusive: ['listen'] }),
     listen: Flags.string({ summary: 'listen on TCP; port 0 takes a free one', helpValue: 'HOST:PORT' }),
     tls: Flags.string({
@@ -67,6 +82,15 @@ export default class ExportCommand extends BaseCommand {
       })
     }
     await using store = await openStore(session)
+    const where = listen ?? (flags.socket === undefined ? undefined : { path: resolve(flags.socket) })
+    const place = { cacheBytes, where, tlsDirectory: flags.tls }
+    const started = session.clock.monotonic()
+    if (flags.all) return await this.#serveAll(session, store, { ...place, selector: args.point, once: flags.once })
+    if (args.point === undefined) {
+      throw new BackupError('E_USAGE', 'export needs a recovery point, or --all', {
+        hints: ['virtvault list shows the points'],
+      })
+    }
     const { noted, ref } = await findPoint(store, args.point)
     if (ref.path !== undefined) {
       throw new BackupError('E_USAGE', 'export serves whole disks, not files within them', {
@@ -75,13 +99,10 @@ export default class ExportCommand extends BaseCommand {
     }
     const disks = [...(flags.disk ?? []), ...(ref.disk === undefined ? [] : [ref.disk])]
     const { point } = noted
-    const started = session.clock.monotonic()
     await using exported = await startExport(session, store, {
+      ...place,
       point,
       disks: disks.length === 0 ? undefined : disks,
-      cacheBytes,
-      where: listen ?? (flags.socket === undefined ? undefined : { path: resolve(flags.socket) }),
-      tlsDirectory: flags.tls,
     })
     const { job, at } = exported
     if (session.settings.json) writeErr([exportEvent(point, job.disks, at)])
@@ -90,5 +111,30 @@ export default class ExportCommand extends BaseCommand {
     await exported.untilEnd(flags.once, session.signal)
     const outcome = { point, at, disks: job.disks, failedReads: job.failedReads }
     return this.finish(exportDocument({ ...outcome, durationMs: session.clock.monotonic() - started }))
+  }
+
+  async #serveAll(
+    session: Session,
+    store: StorePort,
+    wish: ExportPlace & { readonly selector: string | undefined; readonly once: boolean },
+  ): Promise<Envelope> {
+    const { selector } = wish
+    const started = session.clock.monotonic()
+    const { startStoreExport } = await import('../cli/export-wire.js')
+    const points = await store.points.readable()
+    const selectors = selector === undefined ? [] : [selector]
+    const domains = selector === undefined ? undefined : selectStored(points, { selectors, groups: [] }, new Map())
+    await using exported = await startStoreExport(session, store, { ...wish, domains })
+    const { job, at } = exported
+    const offered = points.filter(({ domain }) => domains === undefined || domains.has(domain.uuid))
+    const disks = offered.reduce((sum, point) => sum + point.disks.length, 0)
+    const [newest] = offered.toSorted((a, b) => b.time - a.time)
+    const disk = newest?.disks[0]?.target
+    const example = newest === undefined || disk === undefined ? undefined : `${newest.domain.name}@latest:${disk}`
+    if (session.settings.json) writeErr([JSON.stringify({ event: 'serving', uri: exportUri(at, ''), exports: disks })])
+    else session.print(storeExportLines(disks, example, at))
+    await exported.untilEnd(wish.once, session.signal)
+    const durationMs = session.clock.monotonic() - started
+    return this.finish(storeExportDocument({ at, durationMs, failedReads: job.failedReads }))
   }
 }

@@ -1,6 +1,6 @@
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
 import { shortId } from '../model/point-ref.js'
-import type { RecoveryPoint } from '../model/recovery-point.js'
+import type { PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import type { ServedExport } from '../nbd/served-export.js'
 import type { Run, StorePort } from '../store/store-types.js'
 import { ChunkCache } from './chunk-cache.js'
@@ -80,24 +80,13 @@ export class ServeJob implements AsyncDisposable {
         throw new BackupError('E_NOT_FOUND', `${pointName(point)} was deleted meanwhile`)
       }
       const cache = new ChunkCache(store.chunks, store.chunkSize, request.cacheBytes)
-      const damage = new DamageCount(point, ports.onDamage)
+      const damage = new DamageCount(pointName(point), ports.onDamage)
       const offered = chosen.map(disk => ({
         target: disk.target,
         size: disk.size,
-        exportName: nameOf(point, disk.target),
+        exportName: exportNameOf(point, disk.target),
       }))
-      const exports = chosen.map(disk => ({
-        name: nameOf(point, disk.target),
-        description: `disk ${disk.target} of ${point.domain.name}, ${new Date(point.time).toISOString()}`,
-        preferredBlock: store.chunkSize,
-        disk: new StoredDisk({
-          store,
-          root: disk.root,
-          geometry: { size: disk.size, chunkSize: store.chunkSize },
-          cache,
-          aheadBytes: cache.bytes / 2,
-        }),
-      }))
+      const exports = chosen.map(disk => servedExport(store, cache, { point, disk }))
       const server = await ports.listen(exports, error => damage.note(error))
       return new ServeJob({ disks: offered, server, lease, cache, damage })
     } catch (error) {
@@ -121,19 +110,20 @@ export class ServeJob implements AsyncDisposable {
 }
 
 /** Counts failed reads and tells of the first: a damaged stretch is read again and again. */
-class DamageCount {
+export class DamageCount {
   count = 0
-  readonly #point: RecoveryPoint
+  readonly #what: string
   readonly #tell: (error: BackupError) => void
 
-  constructor(point: RecoveryPoint, tell: (error: BackupError) => void) {
-    this.#point = point
+  /** `what` is a point, or a selector of several, as `verify` takes it. */
+  constructor(what: string, tell: (error: BackupError) => void) {
+    this.#what = what
     this.#tell = tell
   }
 
   note(cause: unknown): void {
     if (this.count++ > 0) return
-    const name = pointName(this.#point)
+    const name = this.#what
     const code = errorCodeOf(cause)
     this.#tell(
       new BackupError(code, `${name}: a client read what the store cannot give back: ${messageOf(cause)}`, {
@@ -144,6 +134,27 @@ class DamageCount {
   }
 }
 
-function nameOf(point: RecoveryPoint, target: string): string {
+/** `web01@3f9c2a1:vda` */
+export function exportNameOf(point: RecoveryPoint, target: string): string {
   return `${point.domain.name}@${shortId(point.id)}:${target}`
+}
+
+/** One disk of a point as clients see it. */
+export function servedExport(
+  store: Pick<StorePort, 'chunkSize' | 'walkTree'>,
+  cache: ChunkCache,
+  { point, disk }: { readonly point: RecoveryPoint; readonly disk: PointDisk },
+): ServedExport {
+  return {
+    name: exportNameOf(point, disk.target),
+    description: `disk ${disk.target} of ${point.domain.name}, ${new Date(point.time).toISOString()}`,
+    preferredBlock: store.chunkSize,
+    disk: new StoredDisk({
+      store,
+      root: disk.root,
+      geometry: { size: disk.size, chunkSize: store.chunkSize },
+      cache,
+      aheadBytes: cache.bytes / 2,
+    }),
+  }
 }

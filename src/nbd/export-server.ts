@@ -2,7 +2,7 @@ import { lstat, rm } from 'node:fs/promises'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 
 import { BackupError, errorCodeOf } from '../base/errors.js'
-import type { ServedExport } from './served-export.js'
+import { type ExportCatalog, fixedCatalog, type ServedExport } from './served-export.js'
 import { negotiate } from './server-negotiation.js'
 import { startServerTls, type ServerCredentials } from './server-tls.js'
 import { serveRequests } from './server-transmission.js'
@@ -20,7 +20,8 @@ export type ServerAddress =
   | { readonly kind: 'tcp'; readonly host: string; readonly port: number }
 
 export interface ExportServerOptions {
-  readonly exports: readonly ServedExport[]
+  /** Open all the time, or opened when a client comes. */
+  readonly exports: readonly ServedExport[] | ExportCatalog
   /** Clients that do not begin TLS get nothing. */
   readonly tls?: ServerCredentials | undefined
   /** Told of every read that failed because the disk could not be read. Must not throw. */
@@ -147,12 +148,14 @@ export class ExportServer implements AsyncDisposable {
 
   async #serve(socket: Socket): Promise<void> {
     const { exports, tls } = this.#options
+    const catalog = 'open' in exports ? exports : fixedCatalog(exports)
     const timer = setTimeout(() => socket.destroy(), NEGOTIATION_TIMEOUT_MS)
     try {
       const startTls = tls === undefined ? undefined : (plain: WireSocket) => startServerTls(plain, tls)
-      const agreement = await negotiate(new WireSocket(socket), { exports, startTls })
+      const agreement = await negotiate(new WireSocket(socket), { catalog, startTls })
       clearTimeout(timer)
       if (agreement === undefined) return
+      await using _opened = agreement.opened
       this.#hasServed = true
       await serveRequests(agreement, error => this.#options.onReadFailure?.(error), this.#closing.signal)
       agreement.socket.close()

@@ -20,7 +20,7 @@ import {
   OPTION_HEADER_BYTES,
 } from '../format/nbd-options.js'
 import { NBD_FLAG } from '../format/nbd-wire.js'
-import { MAX_REQUEST_BYTES, type ServedExport } from './served-export.js'
+import { type ExportCatalog, MAX_REQUEST_BYTES, type OpenExport, type ServedExport } from './served-export.js'
 import type { WireSocket } from './wire-socket.js'
 
 /** Longer options are refused, much longer ones end the connection. */
@@ -33,13 +33,15 @@ export const ALLOCATION_ID = 1
 export interface Agreement {
   readonly socket: WireSocket
   readonly served: ServedExport
+  /** Disposing it is the business of whoever serves it. */
+  readonly opened: AsyncDisposable
   readonly structured: boolean
   /** Whether block status of `base:allocation` may be asked for. */
   readonly allocation: boolean
 }
 
 export interface NegotiationOptions {
-  readonly exports: readonly ServedExport[]
+  readonly catalog: ExportCatalog
   /** Continues encrypted. Without it TLS is not offered; with it nothing is said before TLS. */
   readonly startTls?: ((socket: WireSocket) => Promise<WireSocket>) | undefined
 }
@@ -132,7 +134,7 @@ class Negotiation {
 
   async #list(data: Uint8Array): Promise<Outcome> {
     mustBeEmpty(data)
-    for (const { name } of this.#options.exports) {
+    for await (const name of this.#options.catalog.names()) {
       await this.#socket.send(encodeOptionReply(NBD_OPT.list, NBD_REP.server, encodeServerName(name)))
     }
     return await this.#reply(NBD_OPT.list, NBD_REP.ack)
@@ -157,8 +159,8 @@ class Negotiation {
     const { name, queries } = decodeMetaQuery(data)
     if (!this.#structured) return await this.#reply(option, NBD_REP.invalid, 'structured replies come first')
     if (option === NBD_OPT.setMetaContext) this.#allocationOf = undefined
-    const served = this.#find(name)
-    if (served === undefined) return await this.#reply(option, NBD_REP.unknown, unknownExport(name))
+    await using opened = await this.#options.catalog.open(name)
+    if (opened === undefined) return await this.#reply(option, NBD_REP.unknown, unknownExport(name))
     const isListing = option === NBD_OPT.listMetaContext
     const isWanted = queries.includes(ALLOCATION) || (isListing && (queries.length === 0 || queries.includes('base:')))
     if (isWanted) {
@@ -171,42 +173,58 @@ class Negotiation {
 
   async #info(option: number, data: Uint8Array): Promise<Outcome> {
     const { name, infos } = decodeExportRequest(data)
-    const served = this.#find(name)
-    if (served === undefined) return await this.#reply(option, NBD_REP.unknown, unknownExport(name))
-    const replies = [
-      encodeExportInfo(served.disk.size, this.#flags()),
-      encodeBlockSizes({ minimum: 1, preferred: served.preferredBlock, maximum: MAX_REQUEST_BYTES }),
-    ]
-    if (infos.includes(NBD_INFO.name)) replies.push(encodeTextInfo(NBD_INFO.name, served.name))
-    if (infos.includes(NBD_INFO.description)) replies.push(encodeTextInfo(NBD_INFO.description, served.description))
-    for (const reply of replies) await this.#socket.send(encodeOptionReply(option, NBD_REP.info, reply))
-    await this.#reply(option, NBD_REP.ack)
-    return option === NBD_OPT.go ? this.#agree(served, name) : 'continue'
+    return await this.#opening(name, async opened => {
+      if (opened === undefined) return await this.#reply(option, NBD_REP.unknown, unknownExport(name))
+      const { served } = opened
+      const replies = [
+        encodeExportInfo(served.disk.size, this.#flags()),
+        encodeBlockSizes({ minimum: 1, preferred: served.preferredBlock, maximum: MAX_REQUEST_BYTES }),
+      ]
+      if (infos.includes(NBD_INFO.name)) replies.push(encodeTextInfo(NBD_INFO.name, served.name))
+      if (infos.includes(NBD_INFO.description)) replies.push(encodeTextInfo(NBD_INFO.description, served.description))
+      for (const reply of replies) await this.#socket.send(encodeOptionReply(option, NBD_REP.info, reply))
+      await this.#reply(option, NBD_REP.ack)
+      return option === NBD_OPT.go ? this.#agree(opened, name) : 'continue'
+    })
   }
 
   async #exportName(data: Uint8Array): Promise<Outcome> {
     const name = decodeExportName(data)
-    const served = this.#find(name)
-    // The old option has no way to say no.
-    if (served === undefined) return 'end'
-    const reply = encodeExportNameReply({ size: served.disk.size, flags: this.#flags() }, this.#noZeroes)
-    await this.#socket.send(reply)
-    return this.#agree(served, name)
+    return await this.#opening(name, async opened => {
+      // The old option has no way to say no.
+      if (opened === undefined) return 'end'
+      const { size } = opened.served.disk
+      await this.#socket.send(encodeExportNameReply({ size, flags: this.#flags() }, this.#noZeroes))
+      return this.#agree(opened, name)
+    })
   }
 
-  #agree(served: ServedExport, name: string): Agreement {
-    return { socket: this.#socket, served, structured: this.#structured, allocation: this.#allocationOf === name }
+  /** What is opened stays open where it was agreed on, and only there. */
+  async #opening(name: string, use: (opened: OpenExport | undefined) => Promise<Outcome>): Promise<Outcome> {
+    const opened = await this.#options.catalog.open(name)
+    let outcome: Outcome = 'end'
+    try {
+      outcome = await use(opened)
+      return outcome
+    } finally {
+      if (outcome === 'continue' || outcome === 'end') await opened?.[Symbol.asyncDispose]()
+    }
+  }
+
+  #agree(opened: OpenExport, name: string): Agreement {
+    const { served } = opened
+    return {
+      socket: this.#socket,
+      served,
+      opened,
+      structured: this.#structured,
+      allocation: this.#allocationOf === name,
+    }
   }
 
   #flags(): number {
     const always = NBD_FLAG.hasFlags | NBD_FLAG.readOnly | NBD_FLAG.canMultiConnect
     return this.#structured ? always | NBD_FLAG.sendDontFragment : always
-  }
-
-  /** The empty name is the only export there is. */
-  #find(name: string): ServedExport | undefined {
-    const { exports } = this.#options
-    return name === '' && exports.length === 1 ? exports[0] : exports.find(served => served.name === name)
   }
 
   async #reply(option: number, type: number, text = ''): Promise<'continue'> {

@@ -30,6 +30,11 @@ export function mixedBytes(seed: number, length: number): Buffer {
 /** Stores a disk as a point of a new store. */
 export async function storeDisk(location: string, disk: MadeDisk): Promise<RecoveryPoint> {
   await Store.init(location, { chunkSize: disk.chunkSize })
+  return await addPoint(location, disk)
+}
+
+/** Stores a disk as another point of the same domain. */
+export async function addPoint(location: string, disk: MadeDisk): Promise<RecoveryPoint> {
   await using store = await Store.open(location)
   await using run = await store.runs.begin('pull')
   await using draft = await store.draft(run)
@@ -61,7 +66,8 @@ export async function storeDisk(location: string, disk: MadeDisk): Promise<Recov
     chunk += count
   }
   const { root } = await tree.finish()
-  const point = await draft.commit(contentsOf(geometry, root))
+  const parent = (await store.points.list()).at(-1)
+  const point = await draft.commit(contentsOf(geometry, root, parent))
   await run.finish()
   return point
 }
