@@ -13,6 +13,7 @@ import type { ObjectStore } from './object-store.js'
 const MAX_READ_BYTES = 8 * 1024 * 1024
 /** Of one batch, decoded. */
 const MAX_PLAIN_BYTES = 16 * 1024 * 1024
+const MAX_RECORDS = 16_384
 /** Bytes of no interest that are read along rather than beginning another read. */
 const MAX_GAP_BYTES = 128 * 1024
 
@@ -91,7 +92,8 @@ function* batchesOf(entries: readonly PackEntry[]): Generator<readonly PackEntry
     const [first, last] = [batch[0], batch.at(-1)]
     const fits =
       first === undefined ||
-      (first.kind === entry.kind &&
+      (batch.length < MAX_RECORDS &&
+        first.kind === entry.kind &&
         plainBytes + entry.plainLength <= MAX_PLAIN_BYTES &&
         entry.offset - endOf(last) <= MAX_GAP_BYTES &&
         endOf(entry) - first.offset <= MAX_READ_BYTES)

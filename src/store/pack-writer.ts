@@ -27,8 +27,11 @@ import type { PackContents } from './pack-catalog.js'
 
 /** A pack is closed once it has this much; the last records may make it somewhat larger. */
 export const PACK_TARGET_BYTES = 64 * 1024 * 1024
+/** Or once it has so many records: what compresses to nothing must not make footers of 100 MiB. */
+export const PACK_TARGET_RECORDS = 65_536
 /** Plain bytes per call of the native encoder. */
 const SLICE_BYTES = 4 * 1024 * 1024
+const SLICE_PIECES = 16_384
 const ENCODES_AT_ONCE = 3
 /**
  * Buffers that records are encoded into, kept: fresh ones cost a first full 12 %
@@ -128,7 +131,7 @@ export class PackWriter {
       this.#budget.give(plainBytes)
       return Promise.reject(toError(this.#failure.error))
     }
-    if (this.#current !== undefined && this.#current.expectedSize >= PACK_TARGET_BYTES) this.#closeCurrent()
+    if (this.#current?.isFull === true) this.#closeCurrent()
     this.#current ??= new OpenPack(this.#options, this.#outputs)
     const { encoded, written } = this.#current.submit(pieces, plainBytes, work =>
       this.#encoder.add(() => this.#encodeInto(pieces, plainBytes, work)),
@@ -208,10 +211,10 @@ class OpenPack {
     this.#tail.catch(() => undefined)
   }
 
-  /** Size when all that was submitted is written, guessed from what was written so far. */
-  get expectedSize(): number {
+  /** Whether it will have enough when all that was submitted is written; its size is guessed from what was written so far. */
+  get isFull(): boolean {
     const ratio = this.#plainDone === 0 ? 1 : this.#written / this.#plainDone
-    return this.#written + this.#plainPending * ratio
+    return this.#nextRecord >= PACK_TARGET_RECORDS || this.#written + this.#plainPending * ratio >= PACK_TARGET_BYTES
   }
 
   submit(
@@ -305,7 +308,7 @@ function* slicesOf(spans: Uint32Array): Generator<readonly [number, number, numb
   let plainBytes = 0
   for (let piece = 0; piece < spans.length / 2; piece++) {
     const length = spans[2 * piece + 1] ?? 0
-    if (plainBytes > 0 && plainBytes + length > SLICE_BYTES) {
+    if (plainBytes > 0 && (plainBytes + length > SLICE_BYTES || piece - from >= SLICE_PIECES)) {
       yield [from, piece, plainBytes]
       from = piece
       plainBytes = 0

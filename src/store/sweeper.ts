@@ -2,14 +2,14 @@ import { throwIfAborted } from '../base/async.js'
 import { fromHex, sameBytes, toHex } from '../base/hex.js'
 import { INDEX_VALUE_BYTES, encodePlace } from '../format/index-value.js'
 import { PACK_KIND, type PackEntry, type PackKind } from '../format/pack.js'
-import { ID_BYTES } from '../format/record.js'
+import { ID_BYTES, RECORD_HEADER_BYTES } from '../format/record.js'
 import { RECORD_STATUS } from '../native/codec.js'
 import type { IndexHolder } from './index-holder.js'
 import { packKeyOf } from './layout.js'
 import { type PackCatalog, type PackContents, indexBatchOf } from './pack-catalog.js'
 import { type Liveness, liveEntriesOf } from './pack-census.js'
 import { type PackRecordsParts, readPackRecords } from './pack-records.js'
-import { PACK_TARGET_BYTES, PackWriter, type PackWriterOptions } from './pack-writer.js'
+import { PACK_TARGET_BYTES, PACK_TARGET_RECORDS, PackWriter, type PackWriterOptions } from './pack-writer.js'
 import type { SweepWork, Swept } from './store-types.js'
 
 export interface SweeperOptions extends PackRecordsParts {
@@ -27,8 +27,9 @@ export interface SweeperOptions extends PackRecordsParts {
 export class Sweeper {
   readonly #options: SweeperOptions
   /** Rewritten packs whose live records are not yet durable elsewhere. */
-  #pending: { readonly id: string; readonly contents: PackContents }[] = []
+  #pending: string[] = []
   #pendingBytes = 0
+  #pendingRecords = 0
   readonly #swept = { deletedPacks: 0, deletedBytes: 0, writtenBytes: 0, damagedPacks: new Array<string>() }
   /** Ids whose index entry went with a pack although another has them. */
   readonly #orphans = new Set<string>()
@@ -52,7 +53,7 @@ export class Sweeper {
       for (const id of work.rewritten) {
         throwIfAborted(signal)
         await this.#rewrite(id, { data, meta }, signal)
-        if (this.#pendingBytes >= PACK_TARGET_BYTES) await this.#deletePending([data, meta], work)
+        if (this.#isEnoughPending()) await this.#deletePending([data, meta], work)
       }
       await this.#deletePending([data, meta], work)
       if (this.#orphans.size > 0) await this.#adoptOrphans()
@@ -91,8 +92,13 @@ export class Sweeper {
       }
       await writer.append({ bytes: batch.plain, spans: batch.spans, ids: batch.ids, kind: batch.kind })
     }
-    this.#pending.push({ id, contents })
-    this.#pendingBytes += entries.reduce((sum, entry) => sum + entry.storedLength, 0)
+    this.#pending.push(id)
+    this.#pendingBytes += entries.reduce((sum, entry) => sum + RECORD_HEADER_BYTES + entry.storedLength, 0)
+    this.#pendingRecords += entries.length
+  }
+
+  #isEnoughPending(): boolean {
+    return this.#pendingBytes >= PACK_TARGET_BYTES || this.#pendingRecords >= PACK_TARGET_RECORDS
   }
 
   async #deletePending(writers: readonly PackWriter[], work: SweepWork): Promise<void> {
@@ -101,7 +107,8 @@ export class Sweeper {
     const pending = this.#pending
     this.#pending = []
     this.#pendingBytes = 0
-    for (const { id, contents } of pending) await this.#delete(id, contents, work)
+    this.#pendingRecords = 0
+    for (const id of pending) await this.#delete(id, await this.#contentsOf(id), work)
   }
 
   /** Whatever can be known of it: nothing of it is needed. */

@@ -1,10 +1,12 @@
 /**
  * `node dist/test/bench/big-store.js FOLDER [CHUNKS] [DOMAINS]`: makes a store
  * of many chunks without their bulk (each chunk is 8 bytes, in a record, a
- * pack, a tree and an index as any other), forgets every tenth point, and
- * measures verify --level quick, gc --dry-run and gc: time and peak memory of a
- * process each. Prints a table row per step. Give CHUNKS as `step:NAME` to run
- * one step on a store that is there.
+ * pack, a tree and an index as any other), forgets every tenth point, replaces
+ * every fifth by one that needs half of it (so that gc has packs to rewrite),
+ * and measures verify --level quick, gc --dry-run, gc of what is wholly dead and
+ * gc that rewrites (here all: packs so small are merged): time and peak memory
+ * of a process each. Prints a table row per step. Give CHUNKS as `make:NUMBER`
+ * to keep the store, and as `step:NAME` to run one step on it.
  */
 import { execFile } from 'node:child_process'
 import { rm } from 'node:fs/promises'
@@ -19,13 +21,14 @@ import { RECORD_KIND } from '../../src/format/record.js'
 import { GcJob } from '../../src/jobs/gc-job.js'
 import { SILENT_PROGRESS } from '../../src/jobs/progress.js'
 import { VerifyJob } from '../../src/jobs/verify-job.js'
+import { TREE_FANOUT, chunkCount } from '../../src/model/disk-tree.js'
 import { native } from '../../src/native/binding.js'
 import { indexBatchOf } from '../../src/store/pack-catalog.js'
 import { PackWriter } from '../../src/store/pack-writer.js'
 import { plainKeys } from '../../src/store/keys.js'
 import { Store } from '../../src/store/store.js'
 import { TreeEditor } from '../../src/store/tree-draft.js'
-import { CHUNK, contentsOf, never } from '../store/harness.js'
+import { CHUNK, contentsOf, never, sideOf } from '../store/harness.js'
 
 const run = promisify(execFile)
 const SELF = fileURLToPath(import.meta.url)
@@ -43,7 +46,7 @@ async function bench(chunks: number, count: number): Promise<void> {
   const started = performance.now()
   await make(chunks, count)
   print(`made ${chunks} chunks in ${count} domains: ${seconds(performance.now() - started)}`)
-  for (const name of ['verify', 'gc-plan', 'gc', 'verify']) {
+  for (const name of ['verify', 'gc-plan', 'thin', 'gc', 'gc-rewrite', 'verify']) {
     const { stdout } = await run(process.execPath, [SELF, folder, `step:${name}`], { maxBuffer: 1 << 20 })
     print(stdout.trim())
   }
@@ -113,16 +116,17 @@ async function step(name: string): Promise<void> {
     const job = new VerifyJob({ ...ports, points: store.points, verifier: store.verifier() })
     const { points, lostIds, neededBytes } = await job.run({ level: 'quick', isMeant: () => true }, never)
     result = `${points} points, ${lostIds} lost, ${mib(neededBytes)} needed`
+  } else if (name === 'thin') {
+    result = await thin(store)
   } else {
     const job = new GcJob({ ...ports, collector: store.collector(), confirmMuch: () => Promise.resolve() })
     if (name === 'gc-plan') {
       const plan = await job.plan({ threshold: 0 }, never)
       result = `${mib(plan.storeBytes)} in packs, ${plan.dead.length} packs dead`
     } else {
-      const points = await store.points.list()
-      for (const [at, point] of points.entries()) if (at % 10 === 0) await store.points.remove(point)
-      const { swept } = await job.run({ threshold: 0 }, never)
-      result = `${swept.deletedPacks} packs deleted, ${mib(swept.deletedBytes)}`
+      const { plan, swept } = await job.run(name === 'gc' ? { threshold: 0 } : {}, never)
+      const gone = `${plan.dead.length} packs dead, ${plan.rewritten.length} rewritten`
+      result = `${gone}, ${mib(swept.deletedBytes)} deleted, ${mib(swept.writtenBytes)} written`
     }
   }
   const elapsed = performance.now() - started
@@ -130,6 +134,31 @@ async function step(name: string): Promise<void> {
   const { maxRSS, userCPUTime, systemCPUTime } = process.resourceUsage()
   const cpu = seconds((userCPUTime + systemCPUTime) / 1000)
   print(`${name.padEnd(8)} ${seconds(elapsed)} wall, ${cpu} CPU, peak ${mib(maxRSS * 1024)}: ${result}`)
+}
+
+/** Makes garbage: of whole packs, and of every second leaf in others. */
+async function thin(store: Store): Promise<string> {
+  const points = await store.points.list()
+  let replaced = 0
+  for (const [at, point] of points.entries()) {
+    if (at % 10 !== 0 && at % 5 !== 1) continue
+    if (at % 5 === 1) {
+      const side = sideOf(point)
+      const chunks = chunkCount(side.geometry)
+      await using run = await store.runs.begin('pull')
+      await using draft = await store.draft(run)
+      const tree = draft.tree(side.geometry, side)
+      for (let first = 0; first < chunks; first += 2 * TREE_FANOUT) {
+        await tree.putRun(first, Math.min(TREE_FANOUT, chunks - first), 'hole')
+      }
+      const { root } = await tree.finish()
+      await draft.commit({ ...contentsOf(side.geometry, root, point), domain: point.domain })
+      await run.finish()
+      replaced++
+    }
+    await store.points.remove(point)
+  }
+  return `${replaced} points replaced by their half`
 }
 
 function seconds(ms: number): string {
