@@ -1,3 +1,6 @@
+import { readdir, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+
 import { BackupError, messageOf } from '../base/errors.js'
 import type { Pace } from '../base/pace.js'
 import type { LoadedConfig } from '../config/load.js'
@@ -9,7 +12,6 @@ import type { PullTask, StoreTask, Task, Together } from '../daemon/task.js'
 import type { JobEnd, JobResult } from '../daemon/task-runner.js'
 import type { Progress } from '../jobs/progress.js'
 import { PERIODS } from '../model/calendar.js'
-import { parseDuration } from '../model/duration.js'
 import { shortId } from '../model/point-ref.js'
 import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
 import type { RetentionPolicy } from '../model/retention.js'
@@ -22,7 +24,8 @@ import { pullFor } from './pull-requests.js'
 import type { RunContext, Session } from './session.js'
 import { StoreShelf } from './store-shelf.js'
 import { type TargetPlace, targetPlace } from './targets.js'
-import { type Machine, makeGcJob, makePullJob, makeVerifyJob, openPlace, statusOfPoint } from './wire.js'
+import { verifyStore } from './verify-store.js'
+import { type Machine, makeGcJob, makePullJob, openPlace, statusOfPoint } from './wire.js'
 
 /** The work behind the daemon's tasks, and behind `job run`. */
 export class DaemonJobs {
@@ -96,7 +99,7 @@ export class DaemonJobs {
       try {
         const place = targetPlace(name, loaded.config)
         const points = await this.#points(context, place)
-        facts.push({ target: name, points: perDomain(points) })
+        facts.push({ target: name, points: perDomain(points), stored: await packBytes(place.path) })
       } catch {
         // Its own runs say what is wrong with it.
       }
@@ -176,7 +179,7 @@ export class DaemonJobs {
       case 'prune':
         return { ...DONE, figures: { expired_points: await this.#prune(context, store, task.target) } }
       case 'verify':
-        return await verifyStore(context, store)
+        return await verifyStore(context, store, task)
     }
   }
 
@@ -225,6 +228,7 @@ export class DaemonJobs {
       progress,
       config: () => Promise.resolve(loaded),
       warn: warning => progress.report({ kind: 'warning', subject: '', warning }),
+      note: message => progress.report({ kind: 'log', level: 'info', message }),
       confirm: question =>
         Promise.reject(
           new BackupError('E_REFUSED', question, { hints: ['run it by hand, with --yes if that is right'] }),
@@ -249,32 +253,6 @@ export function tooLittleLog(changedBytes: number): string {
 }
 
 const DONE = { status: 'success', warnings: [] } as const
-
-/** As the configuration's `verify` says. Rejects with E_DAMAGED where it finds any. */
-async function verifyStore(context: RunContext, store: Store): Promise<JobResult> {
-  const { verify } = (await context.config()).config
-  const level = verify?.level ?? 'quick'
-  if (level !== 'quick' && level !== 'data') {
-    throw new BackupError('E_UNSUPPORTED', `verify with level ${level} cannot be scheduled yet`, {
-      hints: ['set verify.level to data'],
-    })
-  }
-  const job = await makeVerifyJob(context, store)
-  const sample = verify?.sample === undefined || level === 'quick' ? undefined : parseFloat(verify.sample) / 100
-  const maxAge = verify?.max_age === undefined || level === 'quick' ? undefined : parseDuration(verify.max_age)
-  const result = await job.run({ level, isMeant: () => true, sample, maxAge }, context.signal)
-  const { hurt, unreadable } = result
-  if (hurt.length > 0 || unreadable.length > 0) {
-    throw new BackupError('E_DAMAGED', `${hurt.length + unreadable.length} of ${result.points} points are damaged`, {
-      why: [
-        ...hurt.map(({ point }) => `${point.domain.name}@${shortId(point.id)}`),
-        ...unreadable.map(({ file }) => file),
-      ].join(', '),
-      hints: ['see where: virtvault verify'],
-    })
-  }
-  return { ...DONE, figures: { read_bytes: result.readBytes, points: result.points } }
-}
 
 const COUNTS = ['last', ...PERIODS] as const
 
@@ -303,6 +281,18 @@ export function figuresOf(point: RecoveryPoint): JobResult['figures'] {
     stored_bytes: sumOf(point, 'storedBytes'),
     ...(frozenMs === undefined ? {} : { frozen_seconds: frozenMs / 1000 }),
   }
+}
+
+/** Of a store in a directory. */
+async function packBytes(location: string): Promise<number> {
+  const packs = join(location, 'packs')
+  const files = await readdir(packs, { recursive: true, withFileTypes: true })
+  let sum = 0
+  for (const file of files) {
+    // A gc may take one away meanwhile.
+    if (file.isFile()) sum += (await stat(join(file.parentPath, file.name)).catch(() => undefined))?.size ?? 0
+  }
+  return sum
 }
 
 function perDomain(points: readonly RecoveryPoint[]): StoreFacts['points'] {

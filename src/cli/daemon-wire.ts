@@ -235,6 +235,7 @@ export async function runDaemon(session: Session, options: { readonly drainMs: n
         progress: session.progress,
         config: () => Promise.resolve(now),
         warn: warning => session.warn(warning),
+        note: text => session.note(text),
         confirm: question => session.confirm(question),
       })
       machine = connected

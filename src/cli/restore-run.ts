@@ -24,7 +24,7 @@ import {
   resolveOwner,
 } from './restore-wire.js'
 import type { RestoreWishes, WantedDiskPlace, WantedDomain } from './restore-wishes.js'
-import type { Session } from './session.js'
+import type { RunContext, Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
 import { connectMachine, findTarget, leaseForReading, type Machine, openStore } from './wire.js'
 
@@ -95,7 +95,7 @@ export async function runRestore(session: Session, wishes: RestoreWishes): Promi
 }
 
 /** The libvirt of this machine; rejects with E_REFUSED where another one is named. */
-export async function connectLocal(session: Session, what: string): Promise<Machine> {
+export async function connectLocal(session: RunContext, what: string): Promise<Machine> {
   const uri = session.settings.connect ?? (await session.config()).config.uri ?? DEFAULT_CONNECT
   requireLocal(uri, what)
   return await connectMachine(session)

@@ -18,6 +18,8 @@ export interface RunContext {
   readonly progress: Progress
   config(): Promise<LoadedConfig>
   warn(warning: Warning): void
+  /** Says something to people. */
+  note(text: string): void
   /** Rejects with E_REFUSED unless somebody agrees. */
   confirm(question: string): Promise<void>
 }

@@ -10,7 +10,7 @@ import { plural } from './output.js'
 import { findPoint, selectStored } from './points.js'
 import { printable } from './printable.js'
 import { connectLocal } from './restore-run.js'
-import type { Session } from './session.js'
+import type { RunContext } from './session.js'
 import { storeGroups } from './wire.js'
 
 /** What `verify --level restore|boot` was asked for. */
@@ -33,7 +33,7 @@ export interface TrialOutcome {
 
 /** One after the other: each has the machine to itself. */
 export async function runTrials(
-  session: Session,
+  session: RunContext,
   store: StorePort,
   wishes: TrialWishes,
 ): Promise<readonly TrialOutcome[]> {
@@ -52,7 +52,7 @@ export async function runTrials(
 }
 
 async function tryReading(
-  session: Session,
+  session: RunContext,
   store: StorePort,
   points: readonly RecoveryPoint[],
 ): Promise<readonly TrialOutcome[]> {
@@ -72,7 +72,7 @@ async function tryReading(
   return outcomes
 }
 
-async function choose(session: Session, store: StorePort, wishes: TrialWishes): Promise<readonly RecoveryPoint[]> {
+async function choose(session: RunContext, store: StorePort, wishes: TrialWishes): Promise<readonly RecoveryPoint[]> {
   const { selectors, groups } = wishes
   if (selectors.some(text => text.includes('@'))) {
     const found: RecoveryPoint[] = []

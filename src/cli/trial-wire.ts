@@ -15,7 +15,7 @@ import { ExportServer } from '../nbd/export-server.js'
 import type { StorePort } from '../store/store-types.js'
 import { firmwarePlaces, runtimeDir } from './places.js'
 import { makePassableDirectory } from './restore-wire.js'
-import type { Session } from './session.js'
+import type { RunContext } from './session.js'
 import type { Machine } from './wire.js'
 
 /** Makes what runs a recovery point for a while: a part of wire.ts. */
@@ -47,7 +47,7 @@ export async function serveForQemu(
   return await ServeJob.start({ store, listen, onDamage }, request)
 }
 
-export async function makeBootTest(session: Session, store: StorePort, machine: Machine): Promise<BootTest> {
+export async function makeBootTest(session: RunContext, store: StorePort, machine: Machine): Promise<BootTest> {
   const user = await qemuUserOf(machine)
   const give = async (path: string) => {
     if (user !== undefined) await chown(path, user.uid, user.gid)
@@ -97,6 +97,10 @@ async function makeTrialFolder(give: (path: string) => Promise<void>): Promise<T
   return { path, [Symbol.asyncDispose]: () => rm(path, { recursive: true, force: true }) }
 }
 
-export async function runReadTest(session: Session, store: StorePort, point: RecoveryPoint): Promise<ReadTestResult> {
+export async function runReadTest(
+  session: RunContext,
+  store: StorePort,
+  point: RecoveryPoint,
+): Promise<ReadTestResult> {
   return await testRestore({ store, progress: session.progress, clock: session.clock }, point, session.signal)
 }

@@ -215,7 +215,6 @@ export const configSchema = z
     nice: z.int().min(0).max(19).optional().describe('CPU priority of pulls and of the daemon; 19 is the lowest'),
     ionice: ionice.optional().describe('their disk priority: idle, best-effort, best-effort:0-7'),
     state_dir: path.optional(),
-    cache_dir: path.optional(),
     retry: z.strictObject({ attempts: z.int().min(0).optional(), delay: duration.optional() }).optional(),
     targets: z.record(name, target).optional(),
     default: z.strictObject(settings).optional().describe('inherited by every group'),

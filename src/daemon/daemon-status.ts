@@ -151,3 +151,21 @@ function iso(time: number): string {
 function isoOr(time: number | undefined): string | undefined {
   return time === undefined ? undefined : iso(time)
 }
+
+/** For `systemctl status`. */
+export function stateLine(
+  views: readonly TaskView[],
+  { isConnected, problems }: { readonly isConnected: boolean; readonly problems: number },
+): string {
+  const running = views.filter(({ state }) => state === 'running').length
+  const stale = views.filter(({ staleSince }) => staleSince !== undefined).length
+  const next = Math.min(...views.map(({ nextRun }) => nextRun ?? Infinity))
+  return [
+    `${views.length} jobs`,
+    ...(running > 0 ? [`${running} running`] : []),
+    ...(stale > 0 ? [`${stale} overdue`] : []),
+    ...(isConnected ? [] : ['no libvirt']),
+    ...(problems > 0 ? ['configuration broken, the old one goes on'] : []),
+    ...(Number.isFinite(next) ? [`next ${new Date(next).toISOString()}`] : []),
+  ].join(', ')
+}

@@ -3,13 +3,14 @@ import type { DurableFs } from '../base/durable-fs.js'
 import { BackupError, type ErrorCode, messageOf } from '../base/errors.js'
 import type { RandomSource } from '../base/random.js'
 import type { ConfigRequest, Environment, LoadedConfig } from '../config/load.js'
-import { DAY_MS, MINUTE_MS, parseDuration, SECOND_MS } from '../model/duration.js'
-import { type DaemonFacts, type StatusDocument, statusDocument } from './daemon-status.js'
+import { DAY_MS, MINUTE_MS, SECOND_MS } from '../model/duration.js'
+import { type DaemonFacts, stateLine, type StatusDocument, statusDocument } from './daemon-status.js'
 import { type ConfigChange, ConfigFollower } from './follow-config.js'
 import { DomainFollower, type Machine } from './follow-domains.js'
 import type { History, HistoryQuery } from './history.js'
 import { type HistoryEntry, historyDocument, type RunEntry, type StartEntry } from './history-entry.js'
 import type { HookPorts } from './hooks.js'
+import { accessOf, limitsOf } from './limits.js'
 import type { MemoryFile } from './memory-file.js'
 import type { StoreFacts } from './metrics.js'
 import { NoticeDesk } from './notice-desk.js'
@@ -47,8 +48,6 @@ export interface DaemonPorts {
   readonly lookEveryMs?: number | undefined
 }
 
-const DEFAULT_ATTEMPTS = 2
-const DEFAULT_RETRY_DELAY = '5m'
 const DRAIN_MS = 10 * MINUTE_MS
 const TICK_MS = 15 * SECOND_MS
 /** The scheduler looks every minute; one that has not looked for this long is stuck. */
@@ -125,7 +124,7 @@ export class Daemon {
           this.#desk.stale(missed)
         },
         // A prune goes by the metadata of domains: without them it would delete by other rules.
-        canRun: task => (task.verb !== 'pull' && task.verb !== 'prune') || this.#machine !== undefined,
+        canRun: task => task.verb === 'gc' || task.verb === 'verify' || this.#machine !== undefined,
         onChange: () => this.#save(),
         newRunId: () => Buffer.from(ports.random(8)).toString('hex'),
       },
@@ -243,19 +242,10 @@ export class Daemon {
     for (const { message } of loaded.warnings) this.#ports.log('warning', message)
     if (!isFirst) this.#note('info', 'the configuration was read again')
     const { env, host, sendmail } = this.#ports
-    const { notify, uri, username, passphrase, passphrase_file, passphrase_command, passphrase_credential } =
-      loaded.config
-    this.#desk.setNotifiers(makeNotifiers(notify, { env, host, sendmail }), notify)
+    this.#desk.setNotifiers(makeNotifiers(loaded.config.notify, { env, host, sendmail }), loaded.config.notify)
     this.#scheduler.setLimits(this.#limits())
     this.#replan()
-    const access = JSON.stringify([
-      uri,
-      username,
-      passphrase,
-      passphrase_file,
-      passphrase_command,
-      passphrase_credential,
-    ])
+    const access = accessOf(loaded.config)
     if (this.#follower?.access !== access) await this.#followMachine(access, signal)
     if (isFirst) this.#ports.tellService('READY=1')
     this.#tellState()
@@ -308,19 +298,7 @@ export class Daemon {
   }
 
   #limits(): SchedulerLimits {
-    const { threads, targets, retry } = this.#loaded?.config ?? {}
-    const { cores, lookEveryMs } = this.#ports
-    const host =
-      threads === undefined ? Math.max(1, Math.min(4, Math.floor(cores / 2))) : threads === 0 ? cores : threads
-    return {
-      host,
-      ofTarget: target => targets?.[target]?.parallel ?? host,
-      retry: {
-        attempts: retry?.attempts ?? DEFAULT_ATTEMPTS,
-        delay: parseDuration(retry?.delay ?? DEFAULT_RETRY_DELAY),
-      },
-      lookEveryMs,
-    }
+    return limitsOf(this.#loaded?.config ?? {}, this.#ports)
   }
 
   // Running.
@@ -408,19 +386,9 @@ export class Daemon {
   }
 
   #tellState(): void {
-    const views = this.#scheduler.views()
-    const running = views.filter(({ state }) => state === 'running').length
-    const stale = views.filter(({ staleSince }) => staleSince !== undefined).length
-    const next = Math.min(...views.map(({ nextRun }) => nextRun ?? Infinity))
-    const parts = [
-      `${views.length} jobs`,
-      ...(running > 0 ? [`${running} running`] : []),
-      ...(stale > 0 ? [`${stale} overdue`] : []),
-      ...(this.#machine === undefined ? ['no libvirt'] : []),
-      ...(this.#problems.length > 0 ? ['configuration broken, the old one goes on'] : []),
-      ...(Number.isFinite(next) ? [`next ${new Date(next).toISOString()}`] : []),
-    ]
-    this.#ports.tellService(`STATUS=${parts.join(', ')}`)
+    const problems = this.#problems.length
+    const state = stateLine(this.#scheduler.views(), { isConnected: this.#machine !== undefined, problems })
+    this.#ports.tellService(`STATUS=${state}`)
   }
 
   #save(): void {

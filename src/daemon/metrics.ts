@@ -28,10 +28,8 @@ export interface StoreFacts {
     /** Milliseconds. */
     readonly oldest: number
   }[]
-  /** Bytes. */
-  readonly stored?: number | undefined
-  readonly logical?: number | undefined
-  readonly garbage?: number | undefined
+  /** Bytes of its packs. */
+  readonly stored: number
 }
 
 export interface MetricFacts {
@@ -63,8 +61,6 @@ export function metricFamilies(facts: MetricFacts): readonly MetricFamily[] {
     samples,
   })
   const one = (value: number): MetricSample[] => [{ labels: {}, value }]
-  const bytesOf = (kind: 'stored' | 'logical' | 'garbage') =>
-    stores.flatMap(({ target, [kind]: value }) => (value === undefined ? [] : [{ labels: { target, kind }, value }]))
   const perDomain = (value: (points: StoreFacts['points'][number]) => number) =>
     stores.flatMap(({ target, points }) =>
       points.map(one => ({ labels: { domain: one.domain, group: one.group ?? '', target }, value: value(one) })),
@@ -115,11 +111,20 @@ export function metricFamilies(facts: MetricFacts): readonly MetricFamily[] {
       'Time of the oldest recovery point.',
       perDomain(({ oldest }) => oldest / 1000),
     ),
-    gauge('store_bytes', 'What a target holds.', [...bytesOf('stored'), ...bytesOf('logical'), ...bytesOf('garbage')]),
+    gauge(
+      'store_bytes',
+      'Bytes of all packs of a target.',
+      stores.map(({ target, stored }) => ({ labels: { target }, value: stored })),
+    ),
     gauge(
       'verify_last_success_timestamp_seconds',
       'Start of the last verify that found no damage.',
       of(['verify'], ({ memory }) => seconds(memory.lastSuccess)),
+    ),
+    gauge(
+      'verify_boot_seconds',
+      'How long the slowest guest of the last boot test took to boot.',
+      of(['verify'], ({ task }) => figures.get(task.id)?.['boot_seconds']),
     ),
     gauge(
       'maintenance_last_status',
@@ -169,7 +174,7 @@ function renderValue(value: number): string {
 }
 
 function labelsOf({ task }: TaskView): Readonly<Record<string, string>> {
-  if (task.verb !== 'pull') return { verb: task.verb, target: task.target }
+  if (task.verb !== 'pull') return { verb: task.verb, target: task.target, level: task.level ?? '' }
   return { domain: task.domain.name, group: task.group ?? '', target: task.target, job: task.job.id }
 }
 

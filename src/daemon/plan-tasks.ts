@@ -85,18 +85,35 @@ function storeTasks(loaded: LoadedConfig, { timeZone }: PlanContext): readonly S
   const { prune, gc, verify, targets, timezone } = loaded.config
   const all = Object.keys(targets ?? {})
   const zone = timezone ?? timeZone
-  const tasksOf = (verb: StoreTask['verb'], text: string | undefined, names: readonly string[]) => {
+  const tasksOf = (
+    verb: StoreTask['verb'],
+    text: string | undefined,
+    names: readonly string[],
+    level?: StoreTask['level'],
+  ) => {
     if (text === undefined) return []
     const schedule = parseSchedule(text, zone)
     return names.map((target): StoreTask => {
-      const id = `${verb}/${target}`
-      return { id, verb, target, schedule, jitterMs: 0, catchUp: true, window: undefined, priority: 0, paused: false }
+      const id = level === undefined ? `${verb}/${target}` : `${verb}/${target}/${level}`
+      return {
+        id,
+        verb,
+        target,
+        level,
+        schedule,
+        jitterMs: 0,
+        catchUp: true,
+        window: undefined,
+        priority: 0,
+        paused: false,
+      }
     })
   }
   return [
     ...tasksOf('prune', prune?.schedule, all),
     ...tasksOf('gc', gc?.schedule, gc?.targets ?? all),
     ...tasksOf('verify', verify?.schedule, verify?.targets ?? all),
+    ...tasksOf('verify', verify?.boot?.schedule, verify?.targets ?? all, 'boot'),
   ]
 }
 

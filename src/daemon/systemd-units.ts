@@ -58,9 +58,10 @@ export function timerUnits(loaded: LoadedConfig, options: UnitOptions): readonly
   const groups = Object.entries(config.groups ?? {}).flatMap(([name, group]) => {
     const settings = { ...config.default, ...group }
     if (settings.schedule === undefined || settings.paused === true) return []
+    // Ends what a killed run left at libvirt; the next run would do it too, but the guest waits for nobody.
     const targets = settings.targets ?? [settings.target ?? '']
-    // One run writes to one target.
-    const commands = targets.map(target => `backup pull -g ${name}${target === '' ? '' : ` -t ${target}`}`)
+    const cleanUp = targets.map(target => `backup abort --quiet${target === '' ? '' : ` -t ${target}`}`)
+    const commands = [`backup pull -g ${name}`]
     const timing = {
       schedule: settings.schedule,
       zone: settings.timezone ?? zone,
@@ -69,7 +70,7 @@ export function timerUnits(loaded: LoadedConfig, options: UnitOptions): readonly
     }
     return pairOf(
       `virtvault-pull-${name}`,
-      { what: `back up the group ${name}`, commands, timing },
+      { what: `back up the group ${name}`, commands, cleanUp, timing },
       { loaded, options },
     )
   })
@@ -87,14 +88,33 @@ export function timerUnits(loaded: LoadedConfig, options: UnitOptions): readonly
       { loaded, options },
     )
   })
-  const timers = [...groups, ...stores]
+  const timers = [...groups, ...stores, ...bootTimer(loaded, { zone, options })]
   return timers.length === 0 ? [] : [...timers, notifyUnit()]
+}
+
+function bootTimer(
+  loaded: LoadedConfig,
+  { zone, options }: { readonly zone: string; readonly options: UnitOptions },
+): readonly Unit[] {
+  const { targets, verify } = loaded.config
+  const boot = verify?.boot
+  if (boot?.schedule === undefined) return []
+  const names = verify?.targets ?? Object.keys(targets ?? {})
+  const words = [
+    ...(boot.groups ?? []).map(group => ` -g ${group}`),
+    ...(boot.timeout === undefined ? [] : [` --boot-timeout ${boot.timeout}`]),
+  ].join('')
+  const commands = names.map(target => `verify -t ${target} --level boot${words}`)
+  const timing = { schedule: boot.schedule, zone, jitterMs: 0, catchUp: true }
+  return pairOf('virtvault-boot-test', { what: 'boot tests', commands, timing }, { loaded, options })
 }
 
 interface Timed {
   readonly what: string
   /** After the program's name; run one after another, a failure does not keep the next ones back. */
   readonly commands: readonly string[]
+  /** Run when it has ended, however that was. */
+  readonly cleanUp?: readonly string[]
   readonly timing: {
     readonly schedule: string
     readonly zone: string
@@ -105,7 +125,7 @@ interface Timed {
 
 function pairOf(
   name: string,
-  { what, commands, timing }: Timed,
+  { what, commands, cleanUp = [], timing }: Timed,
   { loaded, options }: { readonly loaded: LoadedConfig; readonly options: UnitOptions },
 ): readonly Unit[] {
   const { cron, timeZone } = parseSchedule(timing.schedule, timing.zone)
@@ -122,8 +142,7 @@ OnFailure=virtvault-notify@%n.service
 [Service]
 Type=oneshot
 ExecStart=${start}
-# Ends what a killed run left at libvirt: the next run does it too.
-TimeoutStartSec=infinity
+${cleanUp.map(command => `ExecStopPost=-${options.program} ${command} --config ${options.configFile}\n`).join('')}TimeoutStartSec=infinity
 TimeoutStopSec=5min
 ${credentials(loaded)}${HARDENING}${writable(loaded)}`
   const timer = `[Unit]

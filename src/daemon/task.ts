@@ -22,10 +22,12 @@ export interface PullTask extends TaskTiming {
 
 export interface StoreTask extends TaskTiming {
   readonly verb: 'prune' | 'gc' | 'verify'
+  /** Of a verify that has a schedule of its own; the others have that of the configuration. */
+  readonly level?: 'boot' | undefined
 }
 
 export interface TaskTiming {
-  /** Stable, so that what is known of its past stays with it: `pull/UUID/JOB/TARGET`, `gc/TARGET`. */
+  /** Stable, so that what is known of its past stays with it: `pull/UUID/JOB/TARGET`, `gc/TARGET`, `verify/TARGET/boot`. */
   readonly id: string
   readonly target: string
   readonly schedule: Schedule
@@ -38,9 +40,10 @@ export interface TaskTiming {
   readonly paused: boolean
 }
 
-/** `db01 to nas`, `gc of nas`. */
+/** `db01 to nas`, `gc of nas`, `boot test of nas`. */
 export function describeTask(task: Task): string {
-  return task.verb === 'pull' ? `${task.domain.name} to ${task.target}` : `${task.verb} of ${task.target}`
+  if (task.verb === 'pull') return `${task.domain.name} to ${task.target}`
+  return `${task.level === 'boot' ? 'boot test' : task.verb} of ${task.target}`
 }
 
 /** Tasks that are one run: the targets of one job, or work on one store. */

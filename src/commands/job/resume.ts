@@ -1,8 +1,6 @@
-import * as Args from '@oclif/core/args'
-import * as Flags from '@oclif/core/flags'
-
 import { BaseCommand, type Envelope } from '../../cli/base-command.js'
 import { setPaused } from '../../cli/job-pause.js'
+import { PAUSED_DOMAINS, PAUSED_JOB } from '../../cli/job-pause-flags.js'
 
 export default class JobResumeCommand extends BaseCommand {
   static override description =
@@ -11,17 +9,8 @@ export default class JobResumeCommand extends BaseCommand {
     { command: '<%= config.bin %> job resume db01', description: 'After it' },
     { command: "<%= config.bin %> job resume 'r:^web' --job nightly", description: 'Only the nightly job of some' },
   ]
-  static override args = {
-    domain: Args.string({
-      description: 'domains: a name, a UUID, web*, r:REGEX, !x to leave out',
-      required: true,
-      multiple: true,
-      ignoreStdin: true,
-    }),
-  }
-  static override flags = {
-    job: Flags.string({ summary: 'only this of their jobs', helpValue: 'ID' }),
-  }
+  static override args = { domain: PAUSED_DOMAINS }
+  static override flags = { job: PAUSED_JOB }
 
   override async run(): Promise<Envelope> {
     const { args, flags } = await this.parse(JobResumeCommand)

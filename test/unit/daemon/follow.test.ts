@@ -252,7 +252,7 @@ t.test('metrics are in the text format of Prometheus, whatever a domain is calle
     `virtvault_backup_read_bytes{${labels}} 7`,
     `virtvault_job_interval_seconds{${labels}} 3600`,
     'virtvault_points{domain="x",group="",target="nas"} 3',
-    'virtvault_store_bytes{target="nas",kind="stored"} 5',
+    'virtvault_store_bytes{target="nas"} 5',
     'virtvault_config_last_reload_successful 0',
   ]) {
     t.ok(text.split('\n').includes(line), line)

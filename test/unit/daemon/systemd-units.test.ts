@@ -74,7 +74,14 @@ t.test('each group with a schedule has a timer, and so has the work on stores', 
   )
   t.match(units.get('virtvault-pull-lab.timer'), /Persistent=false/)
   const both = units.get('virtvault-pull-prod.service') ?? ''
-  t.match(both, /backup pull -g prod -t nas .* \|\| status=\$\?; .*backup pull -g prod -t offsite .*exit \$status/)
+  t.match(both, /^ExecStart=\/usr\/bin\/virtvault backup pull -g prod --config /m, 'one read for both its targets')
+  t.strictSame(
+    both.split('\n').filter(line => line.startsWith('ExecStopPost')),
+    ['nas', 'offsite'].map(
+      target => `ExecStopPost=-/usr/bin/virtvault backup abort --quiet -t ${target} --config /etc/virtvault/config.yml`,
+    ),
+    'what a killed pull leaves is ended at once',
+  )
   t.match(both, /OnFailure=virtvault-notify@%n\.service/)
 })
 
