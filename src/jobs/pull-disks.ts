@@ -14,9 +14,9 @@ import { bytesOf } from './sink-writer.js'
 /** Disks of one domain that are read at the same time. */
 const DISKS_AT_ONCE = 4
 /** Buffers of all disks together; with BATCH_BYTES this bounds a pull's memory. */
-const POOL_BUFFERS = 8
+export const POOL_BUFFERS = 16
 /** Chunks per disk and pull that the dirty bitmap calls clean and that are read all the same. */
-const CANARIES = 256
+export const CANARIES = 256
 
 /** One target of a read, and what has become of it so far. */
 export class PartOfRead {

@@ -32,12 +32,12 @@ export const PACK_TARGET_RECORDS = 65_536
 /** Plain bytes per call of the native encoder. */
 const SLICE_BYTES = 4 * 1024 * 1024
 const SLICE_PIECES = 16_384
-const ENCODES_AT_ONCE = 3
+const ENCODES_AT_ONCE = 4
 /**
  * Buffers that records are encoded into, kept: fresh ones cost a first full 12 %
  * of its CPU time in page faults and garbage collection.
  */
-const OUTPUT_BUFFERS = ENCODES_AT_ONCE + 3
+const OUTPUT_BUFFERS = ENCODES_AT_ONCE + 2
 /** A slice of pieces of more than a few hundred bytes. */
 const OUTPUT_BYTES = SLICE_BYTES + SLICE_BYTES / 32
 /** Plain bytes on their way through encoder and file, of one writer. */

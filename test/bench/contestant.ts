@@ -5,11 +5,12 @@
  *
  *     contestant.js init STORE [chunk size] [level]
  *     contestant.js pull STORE SOCKET EXPORT [domain uuid]
+ *     contestant.js again STORE SOCKET EXPORT
  *     contestant.js restore STORE FOLDER qcow2|raw [point, from the oldest]
  *     contestant.js layout FOLDER level|packs MIB
  *     contestant.js all STORE SOCKET EXPORT FOLDER
  *
- * $BENCH_WITHOUT leaves safety out, to see what it costs: verify, sums, sync.
+ * $BENCH_WITHOUT leaves safety out, to see what it costs: verify, sums, sync, canaries.
  */
 import { randomFillSync } from 'node:crypto'
 import { mkdir } from 'node:fs/promises'
@@ -22,7 +23,8 @@ import { systemClock } from '../../src/base/clock.js'
 import { type DurableFs, localFs } from '../../src/base/durable-fs.js'
 import { LocalImages } from '../../src/image/local-images.js'
 import { SILENT_PROGRESS } from '../../src/jobs/progress.js'
-import { BATCH_BYTES, pullDisk } from '../../src/jobs/pull-disk.js'
+import { BATCH_BYTES, type DiskExport, pullDisk } from '../../src/jobs/pull-disk.js'
+import { CANARIES, POOL_BUFFERS } from '../../src/jobs/pull-disks.js'
 import { RestoreJob } from '../../src/jobs/restore-job.js'
 import { planRestore } from '../../src/jobs/restore-plan.js'
 import type { RecoveryPoint } from '../../src/model/recovery-point.js'
@@ -32,7 +34,6 @@ import { Store } from '../../src/store/store.js'
 import { onlyDisk } from '../harness/only-disk.js'
 import { contentsOf } from '../store/harness.js'
 
-const POOL_BUFFERS = 8
 const CONNECTIONS = 2
 const TIMEOUT_MS = 120_000
 const CHUNK = 65_536
@@ -46,7 +47,9 @@ export async function main([verb, location = '', ...rest]: readonly string[]): P
     case 'init':
       return await init(location, Number(rest[0] ?? 65_536), Number(rest[1] ?? 1))
     case 'pull':
-      return await pull(location, rest[0] ?? '', rest[1] ?? '')
+      return await pull(location, { socket: rest[0] ?? '', exportName: rest[1] ?? '' }, 'nothing')
+    case 'again':
+      return await pull(location, { socket: rest[0] ?? '', exportName: rest[1] ?? '' }, 'newest point')
     case 'restore':
       return await restore(location, rest[0] ?? '', rest[1] === 'raw' ? 'raw' : 'qcow2', Number(rest[2] ?? -1))
     case 'layout':
@@ -54,8 +57,8 @@ export async function main([verb, location = '', ...rest]: readonly string[]): P
     case 'all':
       // One process that runs all of it: what compiled code is made of.
       await init(location, CHUNK, 1)
-      await pull(location, rest[0] ?? '', rest[1] ?? '')
-      await pull(location, rest[0] ?? '', rest[1] ?? '')
+      await pull(location, { socket: rest[0] ?? '', exportName: rest[1] ?? '' }, 'nothing')
+      await pull(location, { socket: rest[0] ?? '', exportName: rest[1] ?? '' }, 'nothing')
       await mkdir(rest[2] ?? '')
       return await restore(location, rest[2] ?? '', 'qcow2', -1)
     case undefined:
@@ -69,8 +72,15 @@ async function init(store: string, chunkSize: number, level: number): Promise<vo
   await Store.init(store, { chunkSize, level })
 }
 
-/** Full: everything that the server does not call zero is read. */
-async function pull(at: string, socketPath: string, exportName: string): Promise<void> {
+/**
+ * On nothing: everything that the server does not call zero is read. On the
+ * newest point: nothing has changed since, and only the canaries are read.
+ */
+async function pull(
+  at: string,
+  from: { readonly socket: string; readonly exportName: string },
+  basis: 'nothing' | 'newest point',
+): Promise<void> {
   leaveOut()
   await using store = await Store.open(at, {
     fs: without.has('sync') ? unsynced(localFs(native())) : localFs(native()),
@@ -79,18 +89,22 @@ async function pull(at: string, socketPath: string, exportName: string): Promise
   const started = performance.now()
   await using draft = await store.draft(run)
   await using source = await ExportReader.open(
-    { socket: socketPath, connectTimeoutMs: TIMEOUT_MS },
-    { exportName, connections: CONNECTIONS, requestTimeoutMs: TIMEOUT_MS },
+    { socket: from.socket, connectTimeoutMs: TIMEOUT_MS },
+    { exportName: from.exportName, connections: CONNECTIONS, requestTimeoutMs: TIMEOUT_MS },
     never,
   )
   const geometry = { size: source.size, chunkSize: store.chunkSize }
+  const newest = basis === 'nothing' ? undefined : (await store.points.list()).at(-1)?.disks[0]
+  if (basis !== 'nothing' && newest === undefined) throw new Error('the store has no point')
   const { root, statistics } = onlyDisk(
     await pullDisk(
       {
-        source,
+        source: newest === undefined ? source : asClean(source),
         geometry,
-        sinks: [{ parent: undefined, isAudit: false, store, draft }],
-        canaries: { count: 0, random: Math.random },
+        sinks: [
+          { parent: newest === undefined ? undefined : { root: newest.root, geometry }, isAudit: false, store, draft },
+        ],
+        canaries: { count: without.has('canaries') ? 0 : CANARIES, random: Math.random },
         pool: new BufferPool(POOL_BUFFERS, Math.max(BATCH_BYTES, store.chunkSize)),
         onProgress: () => undefined,
         onPlanned: () => undefined,
@@ -102,6 +116,17 @@ async function pull(at: string, socketPath: string, exportName: string): Promise
   await draft.commit({ ...contents, durationMs: Math.round(performance.now() - started) })
   await run.finish()
   console.log(JSON.stringify(statistics))
+}
+
+/** As a dirty bitmap without a bit makes it look. */
+function asClean(source: ExportReader): DiskExport {
+  return {
+    size: source.size,
+    read: (pieces, buffer, signal) => source.read(pieces, buffer, signal),
+    async *extents(signal) {
+      for await (const extent of source.extents(signal)) yield { ...extent, dirty: false }
+    },
+  }
 }
 
 async function restore(at: string, out: string, format: 'qcow2' | 'raw', index: number): Promise<void> {

@@ -88,6 +88,13 @@ async function safety(bench: Bench): Promise<CaseResult[]> {
       contestant('no sync', 'sync'),
       contestant('none of these', 'verify,sums,sync'),
     ])
+    const again = (name: string, without: string): Contestant => ({
+      name,
+      command: ours('again', store, socket, 'vda'),
+      env: { BENCH_WITHOUT: without },
+    })
+    const [full, alone] = ['nothing changed, canaries read', 'nothing changed, none']
+    const sampled = await interleave(bench, [again(full, ''), again(alone, 'canaries')])
     await rm(store, { recursive: true, force: true })
     const ratio = (of: string) => ({
       what: `CPU, ${of} / everything on`,
@@ -100,6 +107,14 @@ async function safety(bench: Bench): Promise<CaseResult[]> {
         title: 'The price of safety (in memory: a sync costs what the disk takes)',
         rows,
         ratios: rows.slice(1).map(({ name }) => ratio(name)),
+      },
+      {
+        title: 'The price of sampling the bitmap',
+        rows: sampled,
+        ratios: [
+          { what: 'CPU, none / canaries read', of: alone, against: full, by: 'cpu' },
+          { what: 'canaries read, more than none', of: full, against: alone, by: 'wall', difference: true },
+        ],
       },
     ]
   })
