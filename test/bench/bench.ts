@@ -15,11 +15,20 @@ import { fullCases } from './full-cases.js'
 import { incrementalCases } from './incremental-cases.js'
 import { makeReport, toMarkdown } from './report.js'
 import { restoreCases } from './restore-cases.js'
+import { serveCases } from './serve-cases.js'
 import { startCases } from './start-cases.js'
 import { storeCases } from './store-cases.js'
 import { bundleContestant, type CaseResult } from './suite.js'
 
-const CASES = [...startCases, ...fullCases, ...incrementalCases, ...restoreCases, ...domainCases, ...storeCases]
+const CASES = [
+  ...startCases,
+  ...fullCases,
+  ...incrementalCases,
+  ...restoreCases,
+  ...serveCases,
+  ...domainCases,
+  ...storeCases,
+]
 /** Images, exports, stores and copies of one disk at one time, and a half. */
 const ROOM_FACTOR = 4
 
