@@ -45,6 +45,7 @@ const MAP: ModuleMap = {
     'cli/files-wire.ts',
     'cli/walker-main.ts',
     'cli/instant-wire.ts',
+    'cli/resume-wire.ts',
     'cli/daemon-wire.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',

@@ -33,6 +33,8 @@ export type InstantWish =
 
 /** Runs the domain, and serves it until its disks are filled in, or until it is interrupted. */
 export async function runInstant(session: Session, wish: InstantWish): Promise<Envelope> {
+  // A wrong id needs neither store nor libvirt to be told.
+  if (wish.kind === 'resume') await loadState(wish.id)
   await using store = await openStore(session)
   await using machine = await connectLocal(session, 'the overlays and the export')
   const restore = await makeInstantRestore(session, { store, machine, pullBytesPerSecond: wish.bwlimit })
@@ -211,7 +213,7 @@ async function refuseSecond(name: string): Promise<void> {
 async function loadState(id: string): Promise<InstantState> {
   const bytes = isInstantId(id) ? await readFile(statePath(id)).catch(() => undefined) : undefined
   if (bytes === undefined) {
-    throw new BackupError('E_NOT_FOUND', `there is no instant restore ${id} to go on with`, {
+    throw new BackupError('E_NOT_FOUND', `there is no restore ${id} to go on with`, {
       why: 'it was finished, or started on another host or by another user',
     })
   }

@@ -1,7 +1,9 @@
+import { existsSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 
 import { BackupError } from '../base/errors.js'
+import type { RestoreState } from '../format/restore-state.js'
 import type { DomainRestore, PreparedDomain } from '../jobs/restore-domain.js'
 import type { MeasuredDisk, RestoreJob, RestoreResult } from '../jobs/restore-job.js'
 import type { RestoreDestination, RestorePlan } from '../jobs/restore-plan.js'
@@ -23,6 +25,7 @@ import {
   planRestore,
   resolveOwner,
 } from './restore-wire.js'
+import { beginResumable, dropRestoreState, withPartials } from './resume-wire.js'
 import type { RestoreWishes, WantedDiskPlace, WantedDomain } from './restore-wishes.js'
 import type { RunContext, Session } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
@@ -56,6 +59,11 @@ export interface RestoreRun {
   readonly outcomes: readonly RestoreOutcome[]
 }
 
+/** Whether a restore begins, with the flags that would begin it again, or goes on. */
+export type Resuming =
+  | { readonly kind: 'new'; readonly words: readonly string[] }
+  | { readonly kind: 'old'; readonly state: RestoreState }
+
 /** A point, and where it goes. */
 interface Chosen {
   readonly point: RecoveryPoint
@@ -70,8 +78,13 @@ interface Chosen {
  * interruption, which ends all. A clash with a domain that exists is found
  * before anything is copied.
  */
-export async function runRestore(session: Session, wishes: RestoreWishes): Promise<RestoreRun> {
+export async function runRestore(
+  session: Session,
+  wishes: RestoreWishes,
+  resuming: Resuming = { kind: 'new', words: [] },
+): Promise<RestoreRun> {
   await using store = await openStore(session)
+  if (resuming.kind === 'old' && resuming.state.storeId !== store.id) throw otherStore(resuming.state)
   // Before the point is looked for: a gc then waits, also where the point is forgotten meanwhile.
   await using _lease = await leaseForReading(store)
   const chosen = await choosePoints(store, wishes)
@@ -79,7 +92,7 @@ export async function runRestore(session: Session, wishes: RestoreWishes): Promi
   await using machine = needsLibvirt
     ? await connectLocal(session, 'restored images and the firmware’s state')
     : undefined
-  const work = await new RestoreWork(session, { store, machine, wishes }).prepare()
+  const work = await new RestoreWork(session, { store, machine, wishes, resuming }).prepare()
 
   const outcomes: RestoreOutcome[] = []
   for (const one of chosen) {
@@ -157,6 +170,7 @@ class RestoreWork {
   readonly #store: StorePort
   readonly #machine: Machine | undefined
   readonly #wishes: RestoreWishes
+  readonly #resuming: Resuming
   #job: RestoreJob | undefined
   #images: LocalImages | undefined
   #domains: DomainRestore | undefined
@@ -165,8 +179,14 @@ class RestoreWork {
 
   constructor(
     session: Session,
-    parts: { readonly store: StorePort; readonly machine: Machine | undefined; readonly wishes: RestoreWishes },
+    parts: {
+      readonly store: StorePort
+      readonly machine: Machine | undefined
+      readonly wishes: RestoreWishes
+      readonly resuming: Resuming
+    },
   ) {
+    this.#resuming = parts.resuming
     this.#session = session
     this.#store = parts.store
     this.#machine = parts.machine
@@ -213,8 +233,37 @@ class RestoreWork {
       }
     }
     await this.#makeFolder(one)
-    const result = await this.#job.run(plan, signal)
+    const result = await this.#runResumable(this.#job, one, plan)
     return { kind: 'restored', plan, result, domain: await this.#finishDomain(prepared, result) }
+  }
+
+  /** Its state is there while there is something to go on with. */
+  async #runResumable(job: RestoreJob, one: Chosen, plan: RestorePlan): Promise<RestoreResult> {
+    const { signal } = this.#session
+    const resumable =
+      this.#resuming.kind === 'old'
+        ? { state: this.#resuming.state, plan: withPartials(plan, this.#resuming.state) }
+        : await beginResumable(plan, this.#store, this.#wordsFor(one, this.#resuming.words))
+    if (resumable === undefined) return await job.run(plan, signal)
+    const { state } = resumable
+    try {
+      const result = await job.run(resumable.plan, signal)
+      await dropRestoreState(state.id)
+      return result
+    } catch (error) {
+      if (!state.images.some(({ partial }) => existsSync(partial))) await dropRestoreState(state.id)
+      else this.#session.complain(`what was written stays; go on with: virtvault restore --resume ${state.id}`)
+      throw error
+    }
+  }
+
+  #wordsFor(one: Chosen, words: readonly string[]): readonly string[] {
+    const { destination } = this.#wishes
+    return [
+      ...words,
+      ...(destination.kind === 'directory' ? [`--to=${resolve(folderOf(destination.path, one))}`] : []),
+      ...(one.disks ?? []).map(target => `--disk=${target}`),
+    ]
   }
 
   #destination(one: Chosen): RestoreDestination {
@@ -265,6 +314,12 @@ class RestoreWork {
     }
     return shown(prepared, wanted.then === 'start' ? 'started' : 'defined')
   }
+}
+
+function otherStore(state: RestoreState): BackupError {
+  return new BackupError('E_NOT_FOUND', `this store has not the recovery point of ${state.domain} to go on with`, {
+    hints: [`name the store that it was started from with -t; its id is ${state.storeId}`],
+  })
 }
 
 /** A copy beside the original must not have its UUID. */

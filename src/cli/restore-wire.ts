@@ -41,7 +41,8 @@ export function makeRestoreJob(
   { progress, clock }: Session,
   parts: { readonly store: StorePort; readonly images: LocalImages; readonly pace: Pace | undefined },
 ): RestoreJob {
-  return new RestoreJob({ ...parts, progress, clock })
+  const identify: StorePort['identify'] = (bytes, spans) => parts.store.identify(bytes, spans)
+  return new RestoreJob({ ...parts, identify, progress, clock })
 }
 
 /** What our own jobs left in a domain's metadata, which a copy does not inherit. */

@@ -37,6 +37,40 @@ export interface RestoreFlags {
   readonly bwlimit?: string | undefined
 }
 
+/** The flags as words of a command line, but for what restoreRun() says of each point itself. */
+export function restoreWords(flags: RestoreFlags): readonly string[] {
+  return WORDS.flatMap(name => {
+    const value = flags[name]
+    if (value === undefined) return []
+    if (typeof value === 'boolean') return value ? [`--${name}`] : name === 'lazy-refcounts' ? [`--no-${name}`] : []
+    return [`--${name}=${value}`]
+  })
+}
+
+const WORDS = [
+  'to-pool',
+  'format',
+  'sparse',
+  'preallocate',
+  'cluster-size',
+  'compat',
+  'lazy-refcounts',
+  'extended-l2',
+  'compression',
+  'data-file',
+  'owner',
+  'mode',
+  'force',
+  'allow-damaged',
+  'define',
+  'start',
+  'name',
+  'new-uuid',
+  'keep-uuid',
+  'network',
+  'bwlimit',
+] as const satisfies readonly (keyof RestoreFlags)[]
+
 /** What a restore is asked to do. */
 export interface RestoreWishes {
   /** `DOMAIN@REF`, or the newest point of every domain. */

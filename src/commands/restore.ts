@@ -4,8 +4,17 @@ import * as Flags from '@oclif/core/flags'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import type { InstantWish } from '../cli/instant-wire.js'
 import { PRIORITY_FLAGS } from '../cli/priority.js'
+import type { RestoreState } from '../format/restore-state.js'
+import type { Resuming } from '../cli/restore-run.js'
 import { restoreRunDocument, restoreRunSummary } from '../cli/restore-view.js'
-import { inPlaceWishes, type InPlaceWishes, restoreWishes } from '../cli/restore-wishes.js'
+import {
+  inPlaceWishes,
+  type InPlaceWishes,
+  type RestoreFlags,
+  type RestoreWishes,
+  restoreWishes,
+  restoreWords,
+} from '../cli/restore-wishes.js'
 import { rollbackDocument, rollbackSummary } from '../cli/rollback-view.js'
 import type { GlobalFlagValues } from '../cli/settings.js'
 import { parseSize } from '../model/size.js'
@@ -16,8 +25,9 @@ export default class RestoreCommand extends BaseCommand {
     'or nothing: images get their names when every disk is complete and sound. With --define the domain is made known ' +
     'to libvirt with its new disks, with --start it runs; one that exists is never changed, but for --in-place, which ' +
     'writes back into the disks of a shut-off domain what differs from the point. Of several points each gets a ' +
-    'directory of its own. An interrupted restore leaves nothing behind, run it again; ' +
-    'only one with --instant can be resumed.'
+    'directory of its own. A restore to plain images that is interrupted or killed keeps what it has written under ' +
+    'hidden names, and --resume goes on with it: what is there is compared with the point, and only what is missing or ' +
+    'wrong is written. Any other one leaves nothing behind, but for --instant, which can be resumed as well.'
   static override examples = [
     { command: '<%= config.bin %> restore web01@latest --to /srv/restored', description: 'All disks as qcow2 images' },
     {
@@ -123,7 +133,7 @@ export default class RestoreCommand extends BaseCommand {
       default: true,
     }),
     resume: Flags.string({
-      summary: 'go on with an instant restore that was broken off',
+      summary: 'go on with a restore to files, or with an instant one, that was broken off',
       helpValue: 'ID',
       exclusive: ['instant', 'in-place', 'all', 'to', 'name', 'disk'],
     }),
@@ -143,13 +153,30 @@ export default class RestoreCommand extends BaseCommand {
     if (flags['in-place']) return await this.#inPlace(inPlaceWishes(args.point ?? [], flags), flags)
     const { hydrate, resume } = flags
     const bwlimit = flags.bwlimit === undefined ? 0 : parseSize(flags.bwlimit)
+    if (resume !== undefined) {
+      const { loadRestoreState } = await import('../cli/resume-wire.js')
+      const state = await loadRestoreState(resume)
+      if (state !== undefined) return await this.#resume(state, flags)
+    }
     if (resume !== undefined) return await this.#instant({ kind: 'resume', id: resume, hydrate, bwlimit }, flags)
     const given = flags.instant ? { ...flags, start: true } : flags
     const wishes = restoreWishes(args.point ?? [], given, this.jsonEnabled())
     if (flags.instant) return await this.#instant({ kind: 'start', wishes, hydrate, bwlimit }, flags)
+    return await this.#restore(wishes, { kind: 'new', words: restoreWords(flags) }, flags)
+  }
+
+  /** As it was begun, but for what is said anew. */
+  async #resume(state: RestoreState, flags: GlobalFlagValues & Pick<RestoreFlags, 'force' | 'bwlimit'>) {
+    const { args, flags: begun } = await this.parse(RestoreCommand, [...state.words, `@${state.pointId}`])
+    const given = { ...begun, force: flags.force ?? begun.force, bwlimit: flags.bwlimit ?? begun.bwlimit }
+    const wishes = restoreWishes(args.point ?? [], given, this.jsonEnabled())
+    return await this.#restore(wishes, { kind: 'old', state }, flags)
+  }
+
+  async #restore(wishes: RestoreWishes, resuming: Resuming, flags: GlobalFlagValues): Promise<Envelope> {
     await using session = await this.session(flags)
     const { runRestore } = await import('../cli/restore-run.js')
-    const run = await runRestore(session, wishes)
+    const run = await runRestore(session, wishes, resuming)
     await session.endProgress()
     const lines = restoreRunSummary(run)
     // The standard output is the disk.

@@ -25,6 +25,8 @@ const ZERO_BYTES = new Uint8Array(4 << 20)
  * slip a link or a file of theirs under it.
  */
 export class ImageFile implements AsyncDisposable {
+  /** The temporary was there before, left by an interrupted writer. */
+  readonly isAdopted: boolean
   readonly #temporary: string
   readonly #options: ImageFileOptions
   #path: string
@@ -37,21 +39,40 @@ export class ImageFile implements AsyncDisposable {
   #failure: BackupError | undefined
   #preparedBytes: number | undefined
 
-  private constructor(options: ImageFileOptions, temporary: string, handle: FileHandle) {
+  private constructor(
+    options: ImageFileOptions,
+    file: { readonly temporary: string; readonly handle: FileHandle; readonly isAdopted: boolean },
+  ) {
     this.#path = options.path
     this.#options = options
-    this.#temporary = temporary
-    this.#handle = handle
+    this.#temporary = file.temporary
+    this.#handle = file.handle
+    this.isAdopted = file.isAdopted
   }
 
-  /** Rejects with E_EXISTS where the final name is taken and `force` was not given, E_REFUSED where it is no regular file, E_IO. */
+  /**
+   * Rejects with E_EXISTS where the final name is taken and `force` was not
+   * given, E_REFUSED where it is no regular file, E_IO; with a partial name also
+   * with E_LOCKED where somebody writes there.
+   */
   static async create(options: ImageFileOptions): Promise<ImageFile> {
+    if (options.partial !== undefined) {
+      const { handle, isAdopted } = await openPartial(options.partial, options.path)
+      try {
+        await refuseTaken(options.path, options.force)
+      } catch (error) {
+        if (!isAdopted) await unlink(options.partial)
+        await handle.close()
+        throw error
+      }
+      return new ImageFile(options, { temporary: options.partial, handle, isAdopted })
+    }
     await refuseTaken(options.path, options.force)
     const directory = dirname(options.path)
     const temporary = join(directory, `.${basename(options.path)}.virtvault-${randomBytes(8).toString('hex')}`)
     const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW
     const handle = await naming(temporary, open(temporary, flags, 0o600))
-    return new ImageFile(options, temporary, handle)
+    return new ImageFile(options, { temporary, handle, isAdopted: false })
   }
 
   /** Final path. */
@@ -84,6 +105,17 @@ export class ImageFile implements AsyncDisposable {
     this.#end = Math.max(this.#end, position + done)
     if (this.#failure !== undefined) throw this.#failure
     this.#writeBack()
+  }
+
+  /** Fills `bytes` with what is at `position`; zeros behind the end. */
+  async read(bytes: Uint8Array, position: number): Promise<void> {
+    let done = 0
+    while (done < bytes.length) {
+      const { bytesRead } = await this.#naming(this.#file.read(bytes, done, bytes.length - done, position + done))
+      if (bytesRead === 0) break
+      done += bytesRead
+    }
+    bytes.fill(0, done)
   }
 
   /** Length of the file; growing leaves a hole. */
@@ -177,7 +209,16 @@ export class ImageFile implements AsyncDisposable {
     if (this.#options.force !== true) await this.#naming(unlink(this.path))
   }
 
-  /** Removes the temporary; after commit() nothing. */
+  /** Leaves the temporary where it is; after commit() nothing. */
+  async keep(): Promise<void> {
+    const file = this.#handle
+    if (file === undefined) return
+    this.#handle = undefined
+    await this.#writeBackDone
+    await file.close()
+  }
+
+  /** Removes the temporary; after commit() and keep() nothing. */
   async [Symbol.asyncDispose](): Promise<void> {
     const file = this.#handle
     if (file === undefined) return
@@ -213,6 +254,58 @@ export class ImageFile implements AsyncDisposable {
 
   #named(error: unknown): BackupError {
     return named(this.path, error)
+  }
+}
+
+/**
+ * Opens what an interrupted writer left, or a new file, and locks it: of two
+ * that want to go on one gets E_LOCKED. What is read from it afterwards is what
+ * the disk has, not what the page cache has of a write that failed.
+ */
+async function openPartial(path: string, final: string): Promise<{ handle: FileHandle; isAdopted: boolean }> {
+  const { O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants
+  const there = await open(path, O_RDWR | O_NOFOLLOW).catch((error: unknown) => {
+    if (isErrno(error, 'ENOENT')) return undefined
+    throw named(path, error)
+  })
+  const handle = there ?? (await naming(path, open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600)))
+  try {
+    if (!native().flock(handle.fd, 2)) throw inUse(path)
+    if (there === undefined) return { handle, isAdopted: false }
+    const found = await handle.stat()
+    // Killed between the two steps of taking its name.
+    const other = found.nlink === 2 ? await lstat(final).catch(() => undefined) : undefined
+    if (other?.ino === found.ino && other.dev === found.dev) await unlink(final)
+    const { ino, dev, nlink } = await lstat(path)
+    if (!found.isFile() || ino !== found.ino || dev !== found.dev || nlink !== 1) {
+      throw new BackupError('E_REFUSED', `${path} is not the file that an interrupted restore left`, {
+        hints: ['Restore to another directory.'],
+      })
+    }
+    await handle.datasync()
+    await native().dropCache(handle.fd, 0, found.size)
+    return { handle, isAdopted: true }
+  } catch (error) {
+    await handle.close()
+    throw named(path, error)
+  }
+}
+
+function inUse(path: string): BackupError {
+  return new BackupError('E_LOCKED', `${path} is being written by another restore`, {
+    hints: ['Wait for it, or end it.'],
+  })
+}
+
+/** Removes what an interrupted writer left. Rejects with E_LOCKED where one still writes there, E_IO. */
+export async function removePartial(path: string): Promise<void> {
+  const there = await open(path, constants.O_RDWR | constants.O_NOFOLLOW).catch(() => undefined)
+  if (there === undefined) return
+  try {
+    if (!native().flock(there.fd, 2)) throw inUse(path)
+    await naming(path, unlink(path))
+  } finally {
+    await there.close()
   }
 }
 

@@ -29,6 +29,9 @@ export interface ImageWriter extends AsyncDisposable {
    */
   write(pieces: readonly ImagePiece[], bytes: Uint8Array, signal: AbortSignal): Promise<void>
 
+  /** What an interrupted restore of it can go on with; only images with a `partial` name have it. */
+  readonly resume?: ResumePort | undefined
+
   /** Makes a range read as zeros, without allocating it where the image can. Rejects as write(). */
   zero(offset: number, length: number, signal: AbortSignal): Promise<void>
 
@@ -45,6 +48,26 @@ export interface ImageWriter extends AsyncDisposable {
    * then nothing has the final name, and what had it before is untouched.
    */
   commit(signal: AbortSignal): Promise<ImageOutcome>
+}
+
+/** An image whose file outlives its writer. */
+export interface ResumePort {
+  /** Whether an earlier writer left something. Nothing of that is believed: see recall(). */
+  readonly isAdopted: boolean
+  /**
+   * As write(), of bytes that the file may hold already: reads what is where
+   * they belong into `bytes` (zeros behind the file's end), and asks `settle`,
+   * which says whether that is right, or puts the right bytes there: then they
+   * are written. Resolves to what `settle` said. One call at a time.
+   */
+  recall(
+    pieces: readonly ImagePiece[],
+    bytes: Uint8Array,
+    settle: () => Promise<boolean>,
+    signal: AbortSignal,
+  ): Promise<boolean>
+  /** Instead of commit(): leaves the file under its partial name. Disposing does nothing afterwards. */
+  keep(): Promise<void>
 }
 
 /** Bytes. */
@@ -73,6 +96,8 @@ export interface ImageFileOptions {
   /** Final path. */
   readonly path: string
   readonly size: number
+  /** Name of the temporary instead of a random one, in the same directory. What an interrupted writer left there is adopted. */
+  readonly partial?: string | undefined
   /** Replace what carries the final name; without it that is E_EXISTS. */
   readonly force?: boolean | undefined
   readonly preallocation?: Preallocation | undefined

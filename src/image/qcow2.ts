@@ -2,7 +2,7 @@ import { throwIfAborted } from '../base/async.js'
 import { BackupError } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
 import { ImageFile } from './image-file.js'
-import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter } from './image-writer.js'
+import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter, ResumePort } from './image-writer.js'
 import {
   encodeHeader,
   planRefcounts,
@@ -50,10 +50,13 @@ interface HostWrite {
  * whole disk, since "raw" promises that they say nothing that the file does not.
  *
  * Without its header the file is not an image: what is interrupted never opens.
+ * Going on with one that was left under its partial name is to do it all again,
+ * allocation for allocation, and to write only what is not there.
  */
 export class Qcow2Writer implements ImageWriter {
   readonly size: number
   readonly startsZeroed: boolean
+  readonly resume: ResumePort | undefined
   readonly #file: ImageFile
   readonly #dataFile: ImageFile | undefined
   readonly #geometry: Qcow2Geometry
@@ -75,6 +78,14 @@ export class Qcow2Writer implements ImageWriter {
     this.size = options.size
     this.startsZeroed = options.preallocation !== 'full'
     this.#file = files.image
+    this.resume =
+      options.partial === undefined
+        ? undefined
+        : {
+            isAdopted: files.image.isAdopted,
+            recall: (pieces, bytes, settle, signal) => this.#recall({ pieces, bytes, settle }, signal),
+            keep: () => files.image.keep(),
+          }
     this.#dataFile = files.data
     this.#geometry = geometry
     this.#explicitZeros = options.explicitZeros === true
@@ -92,6 +103,7 @@ export class Qcow2Writer implements ImageWriter {
   static async create(options: Qcow2Options, signal: AbortSignal): Promise<Qcow2Writer> {
     const geometry = checkQcow2(options)
     invariant(geometry.compression === 'none', 'compressed clusters have a writer of their own')
+    invariant(options.partial === undefined || !isFixed(options), 'only plain images have a partial name')
     const image = await ImageFile.create(options)
     let data: ImageFile | undefined
     try {
@@ -102,6 +114,8 @@ export class Qcow2Writer implements ImageWriter {
         await (data ?? image).reserve(bytes, signal)
       }
       await data?.truncate(geometry.size)
+      // It may have been killed after its header was written.
+      if (image.isAdopted) await image.write(new Uint8Array(geometry.clusterSize), 0)
     } catch (error) {
       await data?.[Symbol.asyncDispose]()
       await image[Symbol.asyncDispose]()
@@ -125,6 +139,32 @@ export class Qcow2Writer implements ImageWriter {
         await (this.#dataFile ?? this.#file).write(bytes.subarray(start, start + length), position)
       }
       if (tables !== undefined) await this.#file.write(tables.bytes, tables.position)
+    } catch (error) {
+      this.#broken = true
+      throw error
+    }
+  }
+
+  async #recall(
+    what: {
+      readonly pieces: readonly ImagePiece[]
+      readonly bytes: Uint8Array
+      readonly settle: () => Promise<boolean>
+    },
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    throwIfAborted(signal)
+    const { bytes } = what
+    const writes = this.#place(what.pieces, bytes.length)
+    const tables = this.#takeTables(TABLE_BATCH_BYTES)
+    const part = ({ start, length }: HostWrite) => bytes.subarray(start, start + length)
+    try {
+      for (const one of writes) await this.#file.read(part(one), one.position)
+      const isRight = await what.settle()
+      if (!isRight) for (const one of writes) await this.#file.write(part(one), one.position)
+      // Tables are small, and nobody has checked them.
+      if (tables !== undefined) await this.#file.write(tables.bytes, tables.position)
+      return isRight
     } catch (error) {
       this.#broken = true
       throw error

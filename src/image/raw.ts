@@ -1,7 +1,7 @@
 import { throwIfAborted } from '../base/async.js'
 import { invariant } from '../base/invariant.js'
 import { ImageFile } from './image-file.js'
-import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter } from './image-writer.js'
+import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter, ResumePort } from './image-writer.js'
 
 /**
  * A new raw image file: the disk's bytes at their own offsets, holes where
@@ -11,14 +11,24 @@ import type { ImageFileOptions, ImageOutcome, ImagePiece, ImageWriter } from './
 export class RawWriter implements ImageWriter {
   readonly size: number
   readonly startsZeroed: boolean
+  readonly resume: ResumePort | undefined
   readonly #file: ImageFile
   #dataBytes = 0
   #broken = false
 
   private constructor(file: ImageFile, options: ImageFileOptions) {
     this.size = options.size
-    this.startsZeroed = options.preallocation !== 'full'
+    // Nobody vouches for the holes of a file that was left.
+    this.startsZeroed = options.preallocation !== 'full' && !file.isAdopted
     this.#file = file
+    this.resume =
+      options.partial === undefined
+        ? undefined
+        : {
+            isAdopted: file.isAdopted,
+            recall: (pieces, bytes, settle, signal) => this.#recall({ pieces, bytes, settle }, signal),
+            keep: () => file.keep(),
+          }
   }
 
   /** Creates the temporary file. Rejects with E_EXISTS, E_REFUSED, E_NO_SPACE, E_IO. */
@@ -38,6 +48,27 @@ export class RawWriter implements ImageWriter {
 
   get name(): string {
     return this.#file.path
+  }
+
+  async #recall(
+    what: {
+      readonly pieces: readonly ImagePiece[]
+      readonly bytes: Uint8Array
+      readonly settle: () => Promise<boolean>
+    },
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const { pieces, bytes, settle } = what
+    let start = 0
+    for (const { offset, length } of pieces) {
+      throwIfAborted(signal)
+      await this.#file.read(bytes.subarray(start, start + length), offset)
+      start += length
+    }
+    const isRight = await settle()
+    if (isRight) this.#dataBytes += start
+    else await this.write(pieces, bytes, signal)
+    return isRight
   }
 
   async write(pieces: readonly ImagePiece[], bytes: Uint8Array, signal: AbortSignal): Promise<void> {
@@ -60,7 +91,8 @@ export class RawWriter implements ImageWriter {
   async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
     throwIfAborted(signal)
     invariant(offset <= this.size && length <= this.size - offset, 'a piece lies beyond the disk')
-    if (!this.startsZeroed) await this.#file.fillZeros(offset, length, signal)
+    if (this.#file.isAdopted) await this.#file.punch(offset, length)
+    else if (!this.startsZeroed) await this.#file.fillZeros(offset, length, signal)
   }
 
   markDamaged(): Promise<void> {

@@ -7,6 +7,7 @@ import { chunkCount, chunkLength, type DiskGeometry, TREE_FANOUT, type TreeRun }
 import type { TreeRoot } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
 import { asChunkDamage, isDamage } from './restore-damage.js'
+import { type MissingChunks, recallWindow } from './restore-recall.js'
 import { cutWindows, type RestoreWindow } from './restore-windows.js'
 
 /** Bytes of one window: large enough for one big read of the packs and one big write of the image. */
@@ -23,6 +24,8 @@ export interface DiskRestore {
   readonly root: TreeRoot
   readonly geometry: DiskGeometry
   readonly image: ImageWriter
+  /** `identify` of the store: what an interrupted restore left in the image is then not read again. */
+  readonly identify?: StorePort['identify'] | undefined
   /** Of what is read from the store, and so of what is written. */
   readonly pace?: Pace | undefined
   /** The part of the tree to copy, ascending; all of it unless given. */
@@ -48,6 +51,9 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
   const pool = new BufferPool(READ_AHEAD + 1, limits.bytes)
   const underWay: { readonly window: RestoreWindow; readonly buffer: Uint8Array; readonly read: Promise<void> }[] = []
   let written = 0
+  const { resume } = image
+  const { identify } = restore
+  let isRecalling = resume?.isAdopted === true
 
   const writeOldest = async () => {
     const oldest = underWay[0]
@@ -65,6 +71,19 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
       throwIfAborted(signal)
       if (underWay.length > READ_AHEAD) await writeOldest()
       const buffer = await pool.take(signal)
+      if (isRecalling && resume !== undefined && identify !== undefined) {
+        // An interrupted writer went front to back: behind what it has not, there is nothing.
+        isRecalling = await recallWindow(
+          { image, identify, resume },
+          { window, buffer },
+          missing => readWindow(restore, { window: missing, buffer }, signal),
+          signal,
+        )
+        pool.give(buffer)
+        written += window.bytes
+        restore.onProgress(window.end, written)
+        continue
+      }
       const read = readWindow(restore, { window, buffer }, signal)
       // Awaited in order above; until then a failure must not count as unhandled.
       read.catch(() => undefined)
@@ -90,7 +109,7 @@ async function writeWindow(
 /** Fills the buffer with the window's chunks; what is lost is told, and zero where the restore goes on. */
 async function readWindow(
   restore: DiskRestore,
-  place: { readonly window: RestoreWindow; readonly buffer: Uint8Array },
+  place: { readonly window: MissingChunks; readonly buffer: Uint8Array },
   signal: AbortSignal,
 ): Promise<void> {
   const { window, buffer } = place

@@ -22,6 +22,8 @@ export interface RestorePorts {
   readonly images: ImageFactory
   readonly progress: Progress
   readonly clock: Clock
+  /** Of the store: for images that an interrupted restore has left. */
+  readonly identify?: StorePort['identify'] | undefined
   /** Of all disks together. */
   readonly pace?: Pace | undefined
 }
@@ -74,7 +76,9 @@ interface OpenDisk {
  * Gives disks of a recovery point back as images.
  *
  * All or nothing: images get their final names after every disk is complete
- * and sound, and on any failure or abort all that was created is removed. What
+ * and sound, and on any failure or abort all that was created is removed, but
+ * for images with a partial name when it is aborted, or had been before: those can
+ * be gone on with. What
  * a restore to devices or exports has written stays there, incomplete. The
  * domain's XML is written beside, never defined.
  */
@@ -113,10 +117,11 @@ export class RestoreJob {
     const failed = new AbortController()
     const either = AbortSignal.any([signal, failed.signal])
     const undo: AsyncDisposable[] = []
+    const disks: OpenDisk[] = []
     progress.report({ kind: 'started', subject, verb: 'restore', facts: [['point', plan.point.id.slice(0, 7)]] })
     try {
       const files = await this.#openFiles(plan, undo)
-      const disks = await this.#openDisks(plan, undo, either)
+      await this.#openDisks(plan, { undo, disks }, either)
       await forEachLimited(disks, DISKS_AT_ONCE, async disk => {
         try {
           await this.#copy(plan, disk, either)
@@ -140,6 +145,10 @@ export class RestoreJob {
       const reason: unknown = failed.signal.aborted ? failed.signal.reason : error
       const message = reason instanceof Error ? reason.message : String(reason)
       progress.report({ kind: 'finished', subject, status: 'failed', error: { code: errorCodeOf(reason), message } })
+      for (const { image } of disks) {
+        // What took hours once is not thrown away because going on with it failed.
+        if (signal.aborted || image.resume?.isAdopted === true) await image.resume?.keep()
+      }
       throw reason
     } finally {
       for (const thing of undo.reverse()) await thing[Symbol.asyncDispose]()
@@ -163,14 +172,16 @@ export class RestoreJob {
     return { files, lost }
   }
 
-  async #openDisks(plan: RestorePlan, undo: AsyncDisposable[], signal: AbortSignal): Promise<OpenDisk[]> {
-    const disks: OpenDisk[] = []
+  async #openDisks(
+    plan: RestorePlan,
+    { undo, disks }: { readonly undo: AsyncDisposable[]; readonly disks: OpenDisk[] },
+    signal: AbortSignal,
+  ): Promise<void> {
     for (const planned of plan.disks) {
       const image = await this.#ports.images.create(planned.spec, signal)
       undo.push(image)
       disks.push({ planned, image, lost: new LostRanges(), durationMs: 0 })
     }
-    return disks
   }
 
   async #copy(plan: RestorePlan, open: OpenDisk, signal: AbortSignal): Promise<void> {
@@ -189,6 +200,7 @@ export class RestoreJob {
           root: disk.root,
           geometry: this.#geometry(disk),
           image: open.image,
+          identify: this.#ports.identify,
           pace: this.#ports.pace,
           onDamage: plan.onDamage,
           onLost: range => open.lost.add(range),

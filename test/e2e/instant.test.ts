@@ -68,7 +68,7 @@ t.test(
     t.notMatch(await lab.virsh('dumpxml', 'linux'), /instant-/)
     t.notMatch(await lab.virsh('dumpxml', '--inactive', 'linux'), /instant-|nbd|rerror_policy/)
     t.notOk(existsSync(join(program.runtimeDir, `instant-${id}.sock`)))
-    t.match(await program.run('restore', '--resume', id), { code: 4, stderr: /no instant restore/ })
+    t.match(await program.run('restore', '--resume', id), { code: 4, stderr: /there is no restore/ })
     await guest.domain.shutdown()
     await guest.start()
     t.equal(await guest.exec('cat /mnt/vda/new'), 'written')
