@@ -56,6 +56,7 @@ const MAP: ModuleMap = {
     'cli-progress': /^cli\//,
     'cli-table3': /^cli\//,
     croner: /^model\/schedule\.ts$/,
+    nodemailer: /^daemon\/smtp\.ts$/,
     'fast-xml-parser': /^libvirt\/[a-z-]+-xml\.ts$/,
     level: /^store\//,
     'classic-level': /^store\//,

@@ -136,39 +136,39 @@ function webhookOf(raw: NonNullable<RawNotify['webhook']>, { env, host }: Notifi
   }
 }
 
-/** Through the machine's own sendmail, which knows the way out. */
-function mailOf(raw: NonNullable<RawNotify['mail']>, { host, sendmail = SENDMAIL }: NotifierOptions): Notifier {
+/** Through the server that `smtp` names, else the machine's own sendmail, which knows the way out. */
+function mailOf(raw: NonNullable<RawNotify['mail']>, { env, host, sendmail = SENDMAIL }: NotifierOptions): Notifier {
+  const to = typeof raw.to === 'string' ? [raw.to] : raw.to
   return {
     name: 'mail',
     wants: wantsOf(raw.on),
     send: async (notice, signal) => {
-      if (raw.smtp !== undefined) {
-        throw new BackupError(
-          'E_CONFIG',
-          'mail.smtp is not supported: install an MTA such as msmtp-mta, and leave smtp out',
-        )
+      const mail = { to, from: raw.from ?? `virtvault@${host}`, subject: notice.title, lines: notice.lines }
+      if (raw.smtp === undefined) {
+        await throughSendmail(sendmail, mailText(mail), signal)
+        return
       }
-      try {
-        await access(sendmail, constants.X_OK)
-      } catch (cause) {
-        throw new BackupError('E_TOOL_MISSING', `${sendmail} is not there: install an MTA such as msmtp-mta`, { cause })
-      }
-      const to = typeof raw.to === 'string' ? [raw.to] : raw.to
-      const message = mailText({
-        to,
-        from: raw.from ?? `virtvault@${host}`,
-        subject: notice.title,
-        lines: notice.lines,
-      })
-      const options = { env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }, timeoutMs: MAIL_TIMEOUT_MS, input: message }
-      const { exit, output } = await runOnHost([sendmail, '-i', '-t'], options, signal)
-      if (exit !== 0)
-        throw new BackupError(
-          'E_UNREACHABLE',
-          `sendmail ended with ${exit ?? 'a signal'}: ${output.trim().slice(0, 200)}`,
-        )
+      const { sendBySmtp } = await import('./smtp.js')
+      const password = await secretOf('password for mail', 'password', raw.smtp, { env, signal })
+      await sendBySmtp({ ...raw.smtp, password, timeoutMs: MAIL_TIMEOUT_MS }, mail, signal)
     },
   }
+}
+
+async function throughSendmail(sendmail: string, message: string, signal: AbortSignal): Promise<void> {
+  try {
+    await access(sendmail, constants.X_OK)
+  } catch (cause) {
+    throw new BackupError(
+      'E_TOOL_MISSING',
+      `${sendmail} is not there: install an MTA such as msmtp-mta, or name a server with mail.smtp`,
+      { cause },
+    )
+  }
+  const options = { env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' }, timeoutMs: MAIL_TIMEOUT_MS, input: message }
+  const { exit, output } = await runOnHost([sendmail, '-i', '-t'], options, signal)
+  if (exit === 0) return
+  throw new BackupError('E_UNREACHABLE', `sendmail ended with ${exit ?? 'a signal'}: ${output.trim().slice(0, 200)}`)
 }
 
 /** RFC 5322; a line end in a field would start another one. */

@@ -59,6 +59,10 @@ const CONSUMERS: Readonly<Record<string, readonly [string, string]>> = {
   'notify.ntfy.on': ['daemon/notifiers.ts', '.on'],
   'notify.mail.to': ['daemon/notifiers.ts', 'raw.to'],
   'notify.mail.from': ['daemon/notifiers.ts', 'raw.from'],
+  'notify.mail.smtp.host': ['daemon/smtp.ts', 'host'],
+  'notify.mail.smtp.port': ['daemon/smtp.ts', 'port'],
+  'notify.mail.smtp.username': ['daemon/smtp.ts', 'username'],
+  'notify.mail.smtp.password': ['daemon/notifiers.ts', "'password', raw.smtp"],
   'notify.mail.on': ['daemon/notifiers.ts', '.on'],
   'notify.mail.digest': ['daemon/notice-desk.ts', 'digest'],
   'notify.webhook.url': ['daemon/notifiers.ts', "'url'"],
@@ -77,7 +81,6 @@ const WITHOUT_EFFECT: Readonly<Record<string, string>> = {
   debug: 'a key of virt-backup; -vv is what does it here',
   'targets.*.s3': 'refused while the configuration is checked: no object stores yet',
   'targets.*.storage_class': 'of object stores',
-  'notify.mail.smtp': 'refused with the reason when mail is to be sent: sendmail does it',
 }
 
 /** Who acts on each setting of a job, by its name in the program. */
