@@ -258,6 +258,7 @@ export class Store implements StorePort {
   verifier(): Verifier {
     return new Verifier({
       objects: this.objects,
+      points: this.points,
       packs: this.packs,
       locator: this.#locator,
       reader: this.#reader,

@@ -15,6 +15,7 @@ import type { PackCatalog } from './pack-catalog.js'
 import { type CountedPack, type Liveness, liveEntriesOf, PackCensus } from './pack-census.js'
 import type { PackReader } from './pack-reader.js'
 import { type PackRecordsParts, type RecordBatch, readPackRecords } from './pack-records.js'
+import type { Points } from './points.js'
 import { Reachability } from './reachability.js'
 import type { LostPart, VerifiedPack, VerifierPort, VerifySurvey } from './store-types.js'
 import type { NodeSource } from './tree-nodes.js'
@@ -25,6 +26,7 @@ const NO_PACK = new Uint8Array(PACK_ID_BYTES)
 const LOOK_UPS_AT_ONCE = 1024
 
 export interface VerifierOptions extends PackRecordsParts {
+  readonly points: Pick<Points, 'readable'>
   readonly packs: PackCatalog
   readonly reader: PackReader
   readonly nodes: NodeSource
@@ -41,7 +43,16 @@ export class Verifier implements VerifierPort {
   }
 
   async survey(points: readonly RecoveryPoint[], signal: AbortSignal): Promise<VerifySurvey> {
-    return await Survey.take(this.#options, points, signal)
+    for (let left = points; ; ) {
+      const survey = await Survey.take(this.#options, left, signal)
+      if (survey.lostCount === 0) return survey
+      // What a point needs that was forgotten meanwhile may be gone by right; no gc takes anything from the others.
+      const there = new Set((await this.#options.points.readable()).map(({ id }) => id))
+      const still = left.filter(({ id }) => there.has(id))
+      if (still.length === left.length) return survey
+      await survey[Symbol.asyncDispose]()
+      left = still
+    }
   }
 
   async verifiedPacks(): Promise<VerifiedPacks> {
@@ -185,7 +196,11 @@ class Survey implements VerifySurvey {
 
   async *#records(pack: CountedPack, signal: AbortSignal): AsyncGenerator<RecordBatch> {
     const { packs } = this.#options
-    const contents = pack.state === 'sealed' ? await packs.read(pack.id) : await packs.scan(pack.id)
+    const read = pack.state === 'sealed' ? packs.read(pack.id) : packs.scan(pack.id)
+    const contents = await read.catch(async (error: unknown) => {
+      if ((await packs.size(pack.id)) === undefined) return undefined
+      throw error
+    })
     // A gc has rewritten it: what was needed is elsewhere, in a pack that was just checked.
     if (contents === undefined) return
     const entries = liveEntriesOf(pack.id, contents, this.#liveness)
