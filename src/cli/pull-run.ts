@@ -62,7 +62,8 @@ export async function runPull(session: Session, asked: PullWishes, how: PullMann
     pulls.push({ request: prepared.request, job })
   }
   const made = await pullDomains({ progress, clock }, { pulls, parallel: parallelPulls(how.parallel, loaded) }, signal)
-  const outcomes = [...made, ...refused]
+  const order = resolved.map(({ domain }) => domain.uuid)
+  const outcomes = [...made, ...refused].sort((a, b) => order.indexOf(a.domain.uuid) - order.indexOf(b.domain.uuid))
   const { recordPulls } = await import('./daemon-wire.js')
   await recordPulls(session, { outcomes, jobs: resolved, started })
   const targets = stores.names

@@ -68,7 +68,7 @@ export function pullSummary(run: PullRun): string[] {
   const { made, failed, skipped } = countsOf(run.outcomes)
   const warnings = run.outcomes.reduce((sum, outcome) => sum + warningsOf(outcome).length, 0)
   const end = [
-    `${plural(made, 'point')} on ${run.targets.map(printable).join(', ')}`,
+    `${plural(made, 'point')} on ${placesOf(run).map(printable).join(', ')}`,
     ...(skipped > 0 ? [`${skipped} skipped`] : []),
     ...(failed > 0 ? [`${failed} failed`] : []),
     ...(warnings > 0 ? [plural(warnings, 'warning')] : []),
@@ -76,6 +76,13 @@ export function pullSummary(run: PullRun): string[] {
     `${formatSize(total(run.outcomes, 'storedBytes'))} written`,
   ]
   return [...body, `${end.join(', ')}.`]
+}
+
+/** Where points were made; where none was, where they should have been. */
+function placesOf({ outcomes, targets }: PullRun): readonly string[] {
+  const withPoints = new Set(outcomes.flatMap(one => (one.status === 'failed' ? [] : one.target)))
+  const made = targets.filter(name => withPoints.has(name))
+  return made.length > 0 ? made : targets
 }
 
 function exitOfRun({ outcomes, interrupted }: PullRun): number {

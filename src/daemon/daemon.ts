@@ -260,9 +260,11 @@ export class Daemon {
       clock: this.#ports.clock,
       connect: until => this.#ports.connect(this.#needLoaded(), until),
       onDomains: domains => {
+        const isFirst = !this.#hasDomains
         this.#domains = domains
         this.#hasDomains = true
         this.#replan()
+        if (isFirst) this.#ports.log('info', `${domains.length} domains, ${this.#stateLine()}`)
       },
       onConnected: machine => {
         this.#machine = machine
@@ -386,9 +388,12 @@ export class Daemon {
   }
 
   #tellState(): void {
+    this.#ports.tellService(`STATUS=${this.#stateLine()}`)
+  }
+
+  #stateLine(): string {
     const problems = this.#problems.length
-    const state = stateLine(this.#scheduler.views(), { isConnected: this.#machine !== undefined, problems })
-    this.#ports.tellService(`STATUS=${state}`)
+    return stateLine(this.#scheduler.views(), { isConnected: this.#machine !== undefined, problems })
   }
 
   #save(): void {
