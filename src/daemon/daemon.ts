@@ -260,14 +260,13 @@ export class Daemon {
       clock: this.#ports.clock,
       connect: until => this.#ports.connect(this.#needLoaded(), until),
       onDomains: domains => {
-        const isFirst = !this.#hasDomains
         this.#domains = domains
         this.#hasDomains = true
         this.#replan()
-        if (isFirst) this.#ports.log('info', `${domains.length} domains, ${this.#stateLine()}`)
       },
       onConnected: machine => {
         this.#machine = machine
+        this.#ports.log('info', `${this.#domains.length} domains, ${this.#stateLine()}`)
         this.#scheduler.wake()
         this.#tellState()
       },
