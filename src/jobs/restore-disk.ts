@@ -11,11 +11,11 @@ import { type MissingChunks, recallWindow } from './restore-recall.js'
 import { cutWindows, type RestoreWindow } from './restore-windows.js'
 
 /** Bytes of one window: large enough for one big read of the packs and one big write of the image. */
-const WINDOW_BYTES = 8 << 20
+const WINDOW_BYTES = 4 << 20
 /** Pieces of one window. */
 const WINDOW_ITEMS = 4096
 /** Windows that are read and decoded while an earlier one is written. */
-const READ_AHEAD = 3
+const READ_AHEAD = 7
 
 export type RestoreSource = Pick<StorePort, 'walkTree' | 'chunks'>
 
