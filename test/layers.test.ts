@@ -46,6 +46,7 @@ const MAP: ModuleMap = {
     'cli/walker-main.ts',
     'cli/instant-wire.ts',
     'cli/resume-wire.ts',
+    'cli/remote-wire.ts',
     'cli/daemon-wire.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',

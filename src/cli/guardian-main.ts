@@ -9,10 +9,13 @@ import { systemClock } from '../base/clock.js'
 import { messageOf } from '../base/errors.js'
 import { cleanUpAfter, type GuardianOrders } from '../libvirt/guardian.js'
 import { native } from '../native/binding.js'
-import type { VirtConnectOptions } from '../native/virt.js'
+import type { NativeVirtConnection, VirtConnectOptions } from '../native/virt.js'
 
 /** A guest stays frozen no longer than this, even under a pull that is alive but stuck. */
 const FROZEN_LIMIT_MS = 10_000
+/** For two minutes or more; after that the next pull cleans up. */
+const MAX_ATTEMPTS = 25
+const ATTEMPT_PAUSE_MS = 5_000
 
 async function main(): Promise<void> {
   // The terminal's signals are meant for the pull; the guardian outlives it on purpose.
@@ -21,7 +24,8 @@ async function main(): Promise<void> {
   const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
   const first = await lines.next()
   if (first.done === true) return
-  const connection = await native().virtConnect(JSON.parse(first.value) as VirtConnectOptions)
+  const access = JSON.parse(first.value) as VirtConnectOptions
+  let connection = await native().virtConnect(access)
   process.stdout.write('ready\n')
 
   let orders: GuardianOrders | undefined
@@ -38,7 +42,8 @@ async function main(): Promise<void> {
     }, FROZEN_LIMIT_MS)
   }
   clearTimeout(thawTimer)
-  if (orders !== undefined) {
+  if (orders !== undefined && !orders.disarmed) {
+    if (!(await connection.isAlive())) connection = await reconnected(access, connection)
     for (const done of await cleanUpAfter(orders, connection, systemClock)) {
       process.stderr.write(`virtvault guardian: ${done}\n`)
     }
@@ -52,6 +57,19 @@ function standUp(): void {
     native().setPriority(0, 2, 4)
   } catch {
     // Only root may; what a guardian does is little either way.
+  }
+}
+
+/** What ended the pull may have ended this connection too, such as a network that is away for a while. Rejects at last. */
+async function reconnected(access: VirtConnectOptions, lost: NativeVirtConnection): Promise<NativeVirtConnection> {
+  void lost.close()
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await native().virtConnect(access)
+    } catch (error) {
+      if (attempt === MAX_ATTEMPTS) throw error
+      await systemClock.sleep(ATTEMPT_PAUSE_MS)
+    }
   }
 }
 

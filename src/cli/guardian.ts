@@ -6,9 +6,12 @@ import { fileURLToPath } from 'node:url'
 import { BackupError } from '../base/errors.js'
 import type { GuardianPort } from '../jobs/guardian-port.js'
 import type { GuardianOrders } from '../libvirt/guardian.js'
+import { isLocalUri } from '../model/libvirt-uri.js'
 import type { VirtConnectOptions } from '../native/virt.js'
 
 const READY_TIMEOUT_MS = 10_000
+/** Two logins by ssh, or TLS handshakes, on the way. */
+const REMOTE_READY_TIMEOUT_MS = 60_000
 
 type GuardianProcess = ChildProcessByStdio<Writable, Readable, null>
 
@@ -53,7 +56,7 @@ export async function startGuardian(options: VirtConnectOptions, spare?: SpareGu
 
   const ready = once(child.stdout, 'data').then(() => true)
   const ended = once(child, 'exit').then(() => false)
-  const late = AbortSignal.timeout(READY_TIMEOUT_MS)
+  const late = AbortSignal.timeout(isLocalUri(uri) ? READY_TIMEOUT_MS : REMOTE_READY_TIMEOUT_MS)
   const expired = once(late, 'abort').then(() => false)
   if (!(await Promise.race([ready, ended, expired]))) {
     child.kill('SIGKILL')

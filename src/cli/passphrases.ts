@@ -90,7 +90,11 @@ function askHidden(session: RunContext, question: string): Promise<string | unde
 }
 
 /** undefined where no person is there to answer. */
-async function ask(session: RunContext, question: string, echo: 'shown' | 'hidden'): Promise<string | undefined> {
+export async function ask(
+  session: RunContext,
+  question: string,
+  echo: 'shown' | 'hidden',
+): Promise<string | undefined> {
   if (!process.stdin.isTTY || !process.stderr.isTTY || session.settings.json) return undefined
   const nowhere = new Writable({ write: (_chunk, _encoding, done) => done() })
   const output = echo === 'shown' ? process.stderr : nowhere

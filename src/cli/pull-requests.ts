@@ -5,6 +5,7 @@ import { autostartGroups, groupSelectors, type ResolvedJob, resolveJob, resolveJ
 import type { PullRequest } from '../jobs/pull-ports.js'
 import type { DomainJob, JobSettings } from '../model/domain-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
+import type { RemoteWish } from '../model/remote-way.js'
 import { type Selection, selectDomains } from '../model/selector.js'
 import { localTimeZone } from './points.js'
 
@@ -24,6 +25,8 @@ export interface PullWishes {
   readonly settings: JobSettings
   readonly scratchLimitBytes: number | undefined
   readonly comment: string | undefined
+  /** Flags that stand above `remote` of the configuration. */
+  readonly remote?: RemoteWish | undefined
 }
 
 /** A pull with what its job is made of. */
@@ -31,6 +34,7 @@ export interface PreparedPull {
   readonly request: PullRequest
   readonly connections: number
   readonly scratchDir: string | undefined
+  readonly remote?: RemoteWish | undefined
 }
 
 /**
@@ -62,13 +66,14 @@ export function jobForPull(
 export function pullFor(
   domain: DomainRef,
   settings: ResolvedJob['settings'],
-  wishes: Pick<PullWishes, 'mode' | 'scratchLimitBytes' | 'comment'>,
+  wishes: Pick<PullWishes, 'mode' | 'scratchLimitBytes' | 'comment' | 'remote'>,
 ): PreparedPull {
   const mode = wishes.mode === 'auto' && settings.onBrokenChain === 'fail' ? 'incremental' : wishes.mode
   const freeze = settings.quiesce === 'required' ? 'required' : settings.quiesce ? 'auto' : 'off'
   return {
     connections: settings.connections === undefined ? CONNECTIONS : orAllCores(settings.connections),
     scratchDir: settings.scratchDir,
+    remote: wishes.remote,
     request: {
       domain,
       wish: { mode, only: settings.disks ?? [], except: settings.excludeDisks ?? [], depth: settings.depth },

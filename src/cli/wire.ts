@@ -13,6 +13,8 @@ import { isLocalUri } from '../model/libvirt-uri.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
 import type { PullHost } from '../libvirt/pull-host.js'
+import type { PlacesPolicy } from '../libvirt/run-places.js'
+import type { RemoteWish } from '../model/remote-way.js'
 import type { KeyRing } from '../store/key-ring.js'
 import type { IndexReport } from '../store/index-check.js'
 import type { Store } from '../store/store.js'
@@ -28,6 +30,7 @@ import { type PriorityWords, readPriority } from './priority.js'
 import { defaultScratchDir, runtimeDir, firmwarePlaces } from './places.js'
 import { localTimeZone } from './points.js'
 import type { RetentionPolicy } from '../model/retention.js'
+import type { HostWays } from './remote-wire.js'
 import { secretEnvironment } from './secret-env.js'
 import type { RunContext } from './session.js'
 import { DEFAULT_CONNECT } from './settings.js'
@@ -224,6 +227,7 @@ export async function lowerPriority(words: PriorityWords): Promise<void> {
 /** A connection to libvirt, and what a guardian needs to make one like it. */
 export interface Machine extends AsyncDisposable {
   readonly hypervisor: Hypervisor
+  readonly ways: HostWays
   readonly access: {
     readonly uri: string
     readonly username?: string | undefined
@@ -250,9 +254,22 @@ export async function connectMachine(session: RunContext): Promise<Machine> {
   )
   for (const warning of secret?.warnings ?? []) session.warn(warning)
   const uri = session.settings.connect ?? config.uri ?? DEFAULT_CONNECT
-  const access = { uri, username: config.username, passphrase: secret?.secret }
-  const hypervisor = await Hypervisor.open(uri, access, session.signal)
-  return { hypervisor, access, [Symbol.asyncDispose]: () => hypervisor[Symbol.asyncDispose]() }
+  const { openWays } = await import('./remote-wire.js')
+  const { USERNAME_VARIABLE, withCredentials } = await import('./libvirt-login.js')
+  const ways = await openWays(uri)
+  const known = { username: process.env[USERNAME_VARIABLE] ?? config.username, passphrase: secret?.secret }
+  const { access, result: hypervisor } = await withCredentials(session, { uri, ...known }, access =>
+    Hypervisor.open(uri, { ...access, files: ways.files }, session.signal),
+  )
+  return {
+    hypervisor,
+    ways,
+    access,
+    [Symbol.asyncDispose]: async () => {
+      await hypervisor[Symbol.asyncDispose]()
+      await ways[Symbol.asyncDispose]()
+    },
+  }
 }
 
 export interface PullOptions {
@@ -263,24 +280,33 @@ export interface PullOptions {
   readonly scratchDir: string | undefined
   /** Taken by the first pull that needs one. */
   readonly guardian?: SpareGuardian | undefined
+  /** What flags say of a libvirt on another machine. */
+  readonly remote?: RemoteWish | undefined
 }
 
+/** Rejects with E_REFUSED, E_CONFIG, E_UNREACHABLE where another machine's disks cannot be read as asked. */
 export async function makePullJob(
   session: RunContext,
   parts: { readonly targets: readonly PullTarget[]; readonly machine: Machine },
-  { connections, scratchDir, pace, guardian }: PullOptions,
+  { connections, scratchDir, pace, guardian, remote }: PullOptions,
 ): Promise<PullJob> {
   const { PullJob } = await import('../jobs/pull-job.js')
   const { ExportReader } = await import('../nbd/export-reader.js')
   const { PacedExport } = await import('../nbd/paced-export.js')
   const { startGuardian } = await import('./guardian.js')
-  const { access } = parts.machine
+  const { explainTls, placesOn, remoteWish } = await import('./remote-wire.js')
+  const { access, ways } = parts.machine
+  const wish = { ...remoteWish(await session.config(), remote), scratchDir }
   return new PullJob({
     targets: parts.targets,
-    hypervisor: await makePullHost(parts.machine, scratchDir),
+    hypervisor: await makePullHost(parts.machine, await placesOn(access.uri, ways, wish)),
     openExport: async (address, { exportName, bitmap }, signal) => {
+      const isThere = address.socket !== undefined && ways.ssh !== undefined
+      const reached = isThere ? await ways.ssh.reach(address.socket) : address
       const how = { exportName, dirtyBitmap: bitmap, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
-      const reader = await ExportReader.open(address, how, signal)
+      const reader = await ExportReader.open(reached, how, signal).catch((error: unknown) => {
+        throw explainTls(address, error)
+      })
       return pace === undefined ? reader : new PacedExport(reader, pace)
     },
     startGuardian: () => startGuardian(access, guardian),
@@ -298,7 +324,7 @@ export async function forecastDomain(
   request: PullRequest,
 ): Promise<readonly ForecastOutcome[]> {
   const { forecastPull } = await import('../jobs/pull-forecast.js')
-  return await forecastPull({ targets, hypervisor: await makePullHost(machine, undefined) }, request, session.signal)
+  return await forecastPull({ targets, hypervisor: await makePullHost(machine, NO_PLACES) }, request, session.signal)
 }
 
 /** Deletes every checkpoint that this store keeps on a domain. Says what could not be deleted. */
@@ -308,7 +334,7 @@ export async function resetCheckpoints(
   domain: DomainRef,
 ): Promise<readonly Warning[]> {
   const { checkpointPrefix } = await import('../model/checkpoint-name.js')
-  const host = await makePullHost(machine, undefined)
+  const host = await makePullHost(machine, NO_PLACES)
   return await host.dropCheckpoints(domain, checkpointPrefix(store.id), new Set())
 }
 
@@ -319,7 +345,7 @@ export async function abortBackup(
   options: { readonly force: boolean },
 ): Promise<AbortOutcome> {
   const { abortLeftovers } = await import('../jobs/abort-job.js')
-  const hypervisor = await makePullHost(parts.machine, undefined)
+  const hypervisor = await makePullHost(parts.machine, NO_PLACES)
   return await abortLeftovers({ store: parts.store, hypervisor }, domain, options)
 }
 
@@ -332,7 +358,7 @@ export async function makeDoctorJob(session: RunContext): Promise<DoctorJob> {
     tools: lookAtTools,
     connect: async () => {
       const machine = await connectMachine(session)
-      const pullHost = await makePullHost(machine, undefined)
+      const pullHost = await makePullHost(machine, NO_PLACES)
       return {
         host: new DoctorHost(machine.hypervisor),
         isLocal: isLocalUri(machine.access.uri),
@@ -351,9 +377,11 @@ export async function makeDoctorJob(session: RunContext): Promise<DoctorJob> {
   })
 }
 
-async function makePullHost({ hypervisor, access }: Machine, scratchDir: string | undefined): Promise<PullHost> {
+/** For who begins no backup. */
+const NO_PLACES: PlacesPolicy = { runtimeDir: '/nonexistent', scratchDir: '/nonexistent' }
+
+async function makePullHost({ hypervisor, access }: Machine, places: PlacesPolicy): Promise<PullHost> {
   const { PullHost } = await import('../libvirt/pull-host.js')
-  const places = { runtimeDir: runtimeDir(), scratchDir: scratchDir ?? defaultScratchDir() }
   const { swtpm: swtpmDir } = firmwarePlaces(access.uri)
   return new PullHost(hypervisor, { ...places, swtpmDir, readOnly: false, shareable: false })
 }

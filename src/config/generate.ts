@@ -29,6 +29,8 @@ uri: qemu:///system
 # Its SASL user. The passphrase is best kept in a file, a command or a systemd credential.
 #username: backup
 #passphrase_file: /etc/virtvault/libvirt.pass
+# For a libvirt on another machine: how its disks are read (ssh, or tls on these ports).
+#remote: { nbd: tls, ports: 10809-10872, certificates: /etc/virtvault/pki }
 # Of schedules, and of the days and weeks that are kept.
 timezone: ${JSON.stringify(timeZone)}
 

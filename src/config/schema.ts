@@ -4,6 +4,7 @@ import { BackupError } from '../base/errors.js'
 import { isTimeZone } from '../model/calendar.js'
 import { BROKEN_CHAIN_POLICIES } from '../model/domain-job.js'
 import { parseDuration } from '../model/duration.js'
+import { portRange } from '../model/remote-way.js'
 import { parseSchedule, parseWindow } from '../model/schedule.js'
 import { parseSelector } from '../model/selector.js'
 import { parseSize } from '../model/size.js'
@@ -211,6 +212,21 @@ export const configSchema = z
     uri: z.string().min(1).optional().describe('libvirt URI'),
     username: z.string().optional().describe('libvirt SASL user'),
     ...passphraseSecret,
+    remote: z
+      .strictObject({
+        nbd: z
+          .enum(['ssh', 'tls', 'tcp'])
+          .optional()
+          .describe('how disks are read; default: ssh for qemu+ssh, else tls'),
+        insecure: z.boolean().optional().describe('the network is trusted: tcp without TLS is allowed'),
+        bind: name.optional().describe('address of the hypervisor that QEMU listens at'),
+        host: name.optional().describe('its name in its certificate; default: the one in the URI'),
+        ports: parsed(portRange, 'ports for QEMU to listen at: 10809-10872').optional(),
+        certificates: path.optional().describe('directory with ca-cert.pem, client-cert.pem and client-key.pem'),
+        runtime_dir: path.optional().describe('directory of the hypervisor for sockets'),
+      })
+      .optional()
+      .describe('a libvirt on another machine'),
     timezone: timeZone.optional().describe('of schedules and of retention’s calendar'),
     nice: z.int().min(0).max(19).optional().describe('CPU priority of pulls and of the daemon; 19 is the lowest'),
     ionice: ionice.optional().describe('their disk priority: idle, best-effort, best-effort:0-7'),

@@ -151,6 +151,7 @@ export class PullJob {
         disks: disks.map(disk => ({ ...disk, scratch: scratchOf(places, disk) })),
         checkpoint: tracked.length > 0 ? places.checkpoint : undefined,
         socket: places.socket,
+        tcp: places.tcp,
         freeze,
         scratchLimits,
         onFreeze: noteFrozen,

@@ -8,6 +8,7 @@ import type {
   NewCheckpoint,
   ScratchLimits,
   ScratchPlace,
+  TcpPlace,
 } from '../libvirt/session-types.js'
 import type { BaseHealth, PullWish, SurveyedDisk } from '../model/pull-plan.js'
 import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
@@ -58,9 +59,12 @@ export interface DomainSurvey {
 export interface RunPlaces {
   readonly token: string
   readonly checkpoint: string
+  /** The Unix socket of the job or, where it serves on TCP, what the names of its scratch files start with. */
   readonly socket: string
   /** By disk target. */
   readonly scratch: ReadonlyMap<string, ScratchPlace>
+  /** Where it serves instead of on `socket`. */
+  readonly tcp?: TcpPlace | undefined
 }
 
 export interface PullHypervisor extends BackupStarter {

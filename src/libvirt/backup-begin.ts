@@ -1,19 +1,23 @@
 import { throwIfAborted } from '../base/async.js'
-import { BackupError, type Warning } from '../base/errors.js'
+import { BackupError, messageOf, type Warning } from '../base/errors.js'
 import { invariant } from '../base/invariant.js'
-import { buildBackupXml, buildCheckpointXml, parseBackupXml, type BackupDisk } from './backup-xml.js'
+import { buildBackupXml, buildCheckpointXml, parseBackupXml, type BackupDisk, type ServerPlace } from './backup-xml.js'
 import { deleteCheckpoint, soundDisks } from './checkpoints.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
-import type { RequestedDisk, ExportedDisk, SessionRequest } from './session-types.js'
+import { isMarked } from './run-places.js'
+import type { ExportedDisk, RequestedDisk, SessionAddress, SessionRequest } from './session-types.js'
 
 export interface BegunBackup {
   readonly disks: readonly ExportedDisk[]
+  readonly address: SessionAddress
   /** Wall-clock milliseconds, just before the instant that the disks show. */
   readonly time: number
   /** Bases that libvirt did not confirm. */
   readonly warnings: readonly Warning[]
 }
 
+/** File systems may be frozen meanwhile, and each try takes some 50 ms. */
+const MAX_PORTS_TRIED = 16
 /** VIR_ERR_NO_DOMAIN_CHECKPOINT and VIR_ERR_CHECKPOINT_INCONSISTENT. */
 const CHAIN_ERRORS: readonly (number | undefined)[] = [103, 109]
 
@@ -38,8 +42,8 @@ export async function beginWithFallback(
     const disks = await plan()
     const time = hypervisor.clock.now()
     try {
-      await begin(hypervisor, request, disks)
-      return await readBack(hypervisor, request, { disks, time })
+      const address = await begin(hypervisor, request, disks)
+      return { ...(await readBack(hypervisor, request, { disks, time })), address }
     } catch (error) {
       const isChainBroken = CHAIN_ERRORS.includes(libvirtFailure(error)?.libvirtCode)
       if (!isChainBroken || attempt === plans.length - 1) throw error
@@ -51,12 +55,40 @@ export async function beginWithFallback(
 }
 
 /** Not through call(): a begin whose answer was lost may have happened, so it is never sent twice. */
-async function begin(hypervisor: Hypervisor, request: SessionRequest, disks: readonly RequestedDisk[]): Promise<void> {
+async function begin(
+  hypervisor: Hypervisor,
+  request: SessionRequest,
+  disks: readonly RequestedDisk[],
+): Promise<SessionAddress> {
   const tracked = disks.filter(disk => disk.tracked).map(disk => disk.target)
   const { checkpoint } = request
   const checkpointXml = checkpoint === undefined ? undefined : buildCheckpointXml(checkpoint, tracked)
-  const backupXml = buildBackupXml(request.socket, disks)
-  await hypervisor.connection.backupBegin(request.domain.uuid, backupXml, checkpointXml, 0)
+  const send = (place: ServerPlace) =>
+    hypervisor.connection.backupBegin(request.domain.uuid, buildBackupXml(place, disks), checkpointXml, 0)
+  const { socket, tcp } = request
+  if (tcp === undefined) {
+    await send({ socket })
+    return { socket }
+  }
+  const { bind, host, tls } = tcp
+  for (const port of tcp.ports.slice(0, MAX_PORTS_TRIED)) {
+    try {
+      await send({ bind, port, hasTls: tls !== undefined })
+      return { host, port, tls }
+    } catch (error) {
+      // Nothing has begun: QEMU opens its port before anything else.
+      if (!isPortTaken(error)) throw error
+    }
+  }
+  throw new BackupError('E_NBD', `${bind}: no port is free to serve disks of ${request.domain.name}`, {
+    why: `tried ${Math.min(tcp.ports.length, MAX_PORTS_TRIED)} ports from ${tcp.ports[0] ?? 0}`,
+    hints: ['give a wider range:   remote: { ports: 10809-10999 }'],
+  })
+}
+
+/** QEMU speaks English in every locale, and libvirt has no code for it. */
+function isPortTaken(error: unknown): boolean {
+  return libvirtFailure(error) !== undefined && /Failed to find an available port/.test(messageOf(error))
 }
 
 /** Asks libvirt base by base for the disks whose bitmap is sound; one that cannot be asked counts as broken. */
@@ -79,11 +111,11 @@ async function readBack(
   hypervisor: Hypervisor,
   request: SessionRequest,
   tried: { readonly disks: readonly RequestedDisk[]; readonly time: number },
-): Promise<BegunBackup> {
+): Promise<Omit<BegunBackup, 'address'>> {
   const { domain } = request
   const xml = await hypervisor.call(connection => connection.backupXml(domain.uuid))
   const running = xml === undefined ? undefined : parseBackupXml(xml)
-  if (running?.socket !== request.socket) {
+  if (running === undefined || !isMarked(running, request.socket)) {
     throw new BackupError('E_SOURCE_GONE', `the backup job of ${domain.name} ended as soon as it had begun`)
   }
   const warnings: Warning[] = []

@@ -1,9 +1,8 @@
-import { lstat, unlink } from 'node:fs/promises'
-
 import { BackupError, messageOf } from '../base/errors.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import { parseBackupXml, type BackupDescription } from './backup-xml.js'
 import type { VirtJobStats } from '../native/virt.js'
+import { isMarked } from './run-places.js'
 import { isConnectionLoss, isDomainGone, libvirtFailure, type Hypervisor } from './hypervisor.js'
 
 /** A guest that reboots with an agent channel delays the end by 30 s per event: LIBVIRT.md §1.6. */
@@ -62,8 +61,8 @@ export async function refuseBusy(hypervisor: Hypervisor, domain: DomainRef, targ
 }
 
 /**
- * Ends the backup job that serves on `socket` (a name that nobody else made up)
- * and waits until it is gone. A job with another socket is not ours and is left
+ * Ends the backup job that is marked by `socket` (a name that nobody else made up:
+ * `run-places.ts`) and waits until it is gone. Another job is not ours and is left
  * alone; `false` says that none of ours was there. Rejects with E_TIMEOUT, and
  * with E_LIBVIRT_STUCK where libvirt goes on saying that it lost its record.
  */
@@ -116,35 +115,6 @@ export async function isPausedForSpace(hypervisor: Hypervisor, domain: DomainRef
 }
 
 /**
- * Removes what a job left on this machine: the socket of a QEMU that died, a
- * scratch file after a crash of the host. `paths` were made up at random for
- * one job, so on a remote hypervisor's behalf this finds nothing. Returns what
- * could not be removed, one line each.
- */
-export async function removeLeftovers(paths: readonly string[]): Promise<readonly string[]> {
-  const failures: string[] = []
-  for (const path of paths) {
-    try {
-      const entry = await lstat(path)
-      if (entry.isFile() || entry.isSocket()) await unlink(path)
-    } catch (error) {
-      const isAbsent =
-        error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ENOTDIR')
-      if (!isAbsent) failures.push(`cannot remove ${path}: ${messageOf(error)}`)
-    }
-  }
-  return failures
-}
-
-/** Whether something lies at `path` on this machine, be it a dangling link. */
-export async function exists(path: string): Promise<boolean> {
-  return lstat(path).then(
-    () => true,
-    () => false,
-  )
-}
-
-/**
  * libvirt forgets a backup a moment before it forgets that a job runs, and
  * cannot describe the job in between; where that lasts, the daemon was killed
  * inside begin.
@@ -167,7 +137,7 @@ type JobState = 'none' | 'running' | 'unknown'
 /** `unknown`: no backup is described any more, but libvirt has not finished with the job. */
 async function ownJobState(hypervisor: Hypervisor, domain: DomainRef, socket: string): Promise<JobState> {
   const running = await runningBackup(hypervisor, domain)
-  if (running !== undefined) return running.socket === socket ? 'running' : 'none'
+  if (running !== undefined) return isMarked(running, socket) ? 'running' : 'none'
   const stats = await hypervisor.call(connection => connection.jobStats(domain.uuid)).catch(ignoreGone)
   return stats === undefined || stats.type === 0 || stats.operation !== BACKUP_OPERATION ? 'none' : 'unknown'
 }

@@ -2,12 +2,12 @@ import { throwIfAborted } from '../base/async.js'
 import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
-import { endOwnJob, exists, isPausedForSpace, refuseBusy, removeLeftovers, resumeAfterJob } from './backup-job.js'
+import { endOwnJob, isPausedForSpace, refuseBusy, resumeAfterJob } from './backup-job.js'
 import { beginWithFallback, type BegunBackup } from './backup-begin.js'
 import { checkpointXml, cleanupWarning, deleteCheckpoint, listCheckpoints } from './checkpoints.js'
 import { freezeAround, type FreezeOutcome } from './freeze.js'
 import { type Hypervisor, isDomainGone, libvirtFailure } from './hypervisor.js'
-import { freeSpaceFor, ScratchWatch } from './scratch-watch.js'
+import { ScratchWatch } from './scratch-watch.js'
 import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } from './session-types.js'
 
 /** virDomainState. */
@@ -39,6 +39,7 @@ export class LiveBackupSession implements BackupSessionPort {
   readonly time: number
   readonly #parts: SessionParts
   readonly #watch: ScratchWatch
+  readonly #failure: AbortSignal
   readonly #warnings: Warning[]
   #ended: Promise<void> | undefined
   #kept = false
@@ -47,17 +48,19 @@ export class LiveBackupSession implements BackupSessionPort {
     const { request, begun } = parts
     this.domain = request.domain
     this.disks = begun.disks
-    this.address = { socket: request.socket }
+    this.address = begun.address
     this.checkpoint = parts.checkpoint
     this.consistency = parts.consistency
     this.time = begun.time
     this.#parts = parts
     this.#warnings = [...parts.warnings]
+    const { lost } = parts.hypervisor.files
     this.#watch = new ScratchWatch(parts.hypervisor, {
       domain: request.domain,
       scratchFiles: scratchFilesOf(request.disks),
       limits: request.scratchLimits,
     })
+    this.#failure = lost === undefined ? this.#watch.signal : AbortSignal.any([this.#watch.signal, lost])
   }
 
   /**
@@ -77,7 +80,7 @@ export class LiveBackupSession implements BackupSessionPort {
     const targets = request.disks.map(disk => disk.target)
     await refuseBusy(hypervisor, request.domain, targets)
     await refuseUsedNames(hypervisor, request)
-    await refuseFullScratch(request)
+    await refuseFullScratch(hypervisor, request)
     const mayResume = !(await isPausedForSpace(hypervisor, request.domain))
 
     try {
@@ -99,7 +102,7 @@ export class LiveBackupSession implements BackupSessionPort {
   }
 
   get failure(): AbortSignal {
-    return this.#watch.signal
+    return this.#failure
   }
 
   end(): Promise<void> {
@@ -143,7 +146,7 @@ export class LiveBackupSession implements BackupSessionPort {
     await watchStopped
     if (mayResume && (await resumeAfterJob(hypervisor, request.domain)))
       this.#warnings.push(resumedWarning(request.domain))
-    for (const failure of await removeLeftovers([request.socket, ...namesOf(request).scratchFiles])) {
+    for (const failure of await hypervisor.files.removeLeftovers([request.socket, ...scratchFilesOf(request.disks)])) {
       this.#warnings.push({ code: 'W_CLEANUP', message: failure })
     }
   }
@@ -203,7 +206,7 @@ async function undo(hypervisor: Hypervisor, names: Omit<DeadSession, 'frozen'>, 
     if (found && mayResume) await resumeAfterJob(hypervisor, domain)
   })
   if (checkpoint !== undefined) await attempt(() => deleteCheckpoint(hypervisor, domain, checkpoint))
-  failures.push(...(await removeLeftovers([names.socket, ...names.scratchFiles])))
+  failures.push(...(await hypervisor.files.removeLeftovers([names.socket, ...names.scratchFiles])))
   return { failures, stuck }
 }
 
@@ -228,7 +231,7 @@ async function partsOf(
     begun: outcome.result,
     checkpoint,
     consistency: outcome.consistency,
-    warnings: [...outcome.warnings, ...outcome.result.warnings],
+    warnings: [...outcome.warnings, ...outcome.result.warnings, ...unwatchedWarning(hypervisor, request)],
   }
 }
 
@@ -245,9 +248,9 @@ async function refuseStopped(hypervisor: Hypervisor, domain: DomainRef): Promise
  * where its socket goes: neither may meet something that was there before.
  */
 async function refuseUsedNames(hypervisor: Hypervisor, request: SessionRequest): Promise<void> {
-  const { domain, checkpoint, socket } = request
-  const used: string[] = []
-  for (const path of [socket, ...scratchFilesOf(request.disks)]) if (await exists(path)) used.push(path)
+  const { domain, checkpoint, socket, tcp } = request
+  const scratch = scratchFilesOf(request.disks)
+  const used = [...(await hypervisor.files.taken(tcp === undefined ? [socket, ...scratch] : scratch))]
   if (checkpoint !== undefined && (await listCheckpoints(hypervisor, domain, checkpoint)).includes(checkpoint)) {
     used.push(`checkpoint ${checkpoint}`)
   }
@@ -255,8 +258,8 @@ async function refuseUsedNames(hypervisor: Hypervisor, request: SessionRequest):
 }
 
 /** Before anything is frozen; the watch would give the session up at once. */
-async function refuseFullScratch(request: SessionRequest): Promise<void> {
-  const freeBytes = await freeSpaceFor(scratchFilesOf(request.disks))
+async function refuseFullScratch(hypervisor: Hypervisor, request: SessionRequest): Promise<void> {
+  const freeBytes = await hypervisor.files.freeSpace(scratchFilesOf(request.disks))
   const { minFreeBytes } = request.scratchLimits
   if (freeBytes === undefined || freeBytes >= minFreeBytes) return
   throw new BackupError('E_NO_SPACE', `there is no room for the scratch files of ${request.domain.name}`, {
@@ -272,6 +275,14 @@ function scratchFilesOf(disks: readonly RequestedDisk[]): readonly string[] {
 function namesOf(request: SessionRequest): Omit<DeadSession, 'frozen'> {
   const { domain, socket, checkpoint } = request
   return { domain, socket, checkpoint, scratchFiles: scratchFilesOf(request.disks) }
+}
+
+/** Then only the pause itself is seen, and undone. */
+function unwatchedWarning({ files }: Hypervisor, { scratchLimits }: SessionRequest): Warning[] {
+  if (files.reach !== 'none' || scratchLimits.maxUsedBytes !== undefined) return []
+  const message =
+    'how much room the scratch files have on the other machine is not known without ssh: set --scratch-limit'
+  return [{ code: 'W_SCRATCH', message }]
 }
 
 function resumedWarning(domain: DomainRef): Warning {

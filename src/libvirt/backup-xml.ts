@@ -32,14 +32,23 @@ export interface BackupDisk {
   readonly scratch: string | undefined
 }
 
+/** A Unix socket, or a TCP port. */
+export type ServerPlace =
+  | { readonly socket: string }
+  | { readonly bind: string; readonly port: number; readonly hasTls: boolean }
+
 /**
- * The <domainbackup> for a pull on a unix socket. Modes and bases are set disk
+ * The <domainbackup> for a pull. Modes and bases are set disk
  * by disk, so that one shape serves full, incremental and mixed jobs.
  */
-export function buildBackupXml(socket: string, disks: readonly RequestedDisk[]): string {
+export function buildBackupXml(place: ServerPlace, disks: readonly RequestedDisk[]): string {
+  const server =
+    'socket' in place
+      ? { transport: 'unix', socket: place.socket }
+      : { transport: 'tcp', name: place.bind, port: String(place.port), tls: place.hasTls ? 'yes' : undefined }
   return buildXml(
     element('domainbackup', { mode: 'pull' }, [
-      element('server', { transport: 'unix', socket }),
+      element('server', server),
       element('disks', {}, disks.map(diskElement)),
     ]),
   )

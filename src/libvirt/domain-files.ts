@@ -1,7 +1,7 @@
 import { readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 
-import { messageOf, type Warning } from '../base/errors.js'
+import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { DomainDescription } from '../model/domain.js'
 
 /** A file beside the disks that a restore needs. */
@@ -23,15 +23,49 @@ export interface DomainFiles {
   readonly warnings: readonly Warning[]
 }
 
+export interface StateOfFiles {
+  readonly swtpmDir?: string | undefined
+  readonly isRunning: boolean
+}
+
+/** Reads files of the machine that libvirt runs on. */
+export interface FileReader {
+  /** Rejects with E_NOT_FOUND where there is none, and where it has more than `maxBytes`. */
+  read(path: string, maxBytes: number): Promise<Uint8Array>
+  /** Names in a directory; none where there is no such directory. */
+  list(dir: string): Promise<readonly string[]>
+}
+
+/** Those of this machine. */
+export const localReader: FileReader = {
+  read: async (path, maxBytes) => {
+    const { size } = await stat(path).catch((error: unknown) => {
+      throw isMissing(error) ? missing(path, error) : error
+    })
+    if (size > maxBytes) throw new Error(`it has ${size} bytes, more than any such file should`)
+    return await readFile(path)
+  },
+  list: dir =>
+    readdir(dir).catch((error: unknown) => {
+      if (isMissing(error)) return []
+      throw error
+    }),
+}
+
+export function missing(path: string, cause: unknown): BackupError {
+  return new BackupError('E_NOT_FOUND', `${path}: no such file`, { cause })
+}
+
 /**
- * Reads UEFI variables, TPM state, and what the domain is booted from directly,
- * from the local file system. What is named but cannot be read is a warning:
- * the disks are worth more than a missing kernel. UEFI variables and TPM state
- * are read while the guest may write them; both are small and rarely written.
+ * Reads UEFI variables, TPM state, and what the domain is booted from directly.
+ * What is named but cannot be read is a warning: the disks are worth more than
+ * a missing kernel. UEFI variables and TPM state are read while the guest may
+ * write them; both are small and rarely written.
  */
 export async function readDomainFiles(
   domain: DomainDescription,
-  { swtpmDir = SWTPM_STATE_DIR, isRunning }: { readonly swtpmDir?: string | undefined; readonly isRunning: boolean },
+  { swtpmDir = SWTPM_STATE_DIR, isRunning }: StateOfFiles,
+  reader: FileReader = localReader,
 ): Promise<DomainFiles> {
   const { firmware, tpm } = domain
   const named: { name: string; path: string | undefined }[] = [
@@ -46,7 +80,7 @@ export async function readDomainFiles(
   if (tpm?.backend === 'emulator') {
     const dir = join(swtpmDir, domain.uuid)
     try {
-      const state = await listTpmState(dir)
+      const state = await listTpmState(dir, reader)
       named.push(...state)
       // One that was never started has none yet.
       if (state.length === 0 && isRunning) throw new Error('there is none, though the domain runs')
@@ -60,12 +94,10 @@ export async function readDomainFiles(
   for (const { name, path } of named) {
     if (path === undefined) continue
     try {
-      const { size } = await stat(path)
-      if (size > MAX_FILE_BYTES) throw new Error(`it has ${size} bytes, more than any ${name} should`)
-      files.push({ name, path, bytes: await readFile(path) })
+      files.push({ name, path, bytes: await reader.read(path, MAX_FILE_BYTES) })
     } catch (error) {
       // A domain that was never started has no UEFI variables yet.
-      if (name === 'nvram' && !isRunning && isMissing(error)) continue
+      if (name === 'nvram' && !isRunning && errorCodeOf(error) === 'E_NOT_FOUND') continue
       warnings.push({
         code: 'W_FILE_SKIPPED',
         message: `${name} (${path}) is not in the recovery point: ${messageOf(error)}`,
@@ -75,13 +107,10 @@ export async function readDomainFiles(
   return { files, warnings }
 }
 
-async function listTpmState(dir: string): Promise<{ name: string; path: string }[]> {
+async function listTpmState(dir: string, reader: FileReader): Promise<{ name: string; path: string }[]> {
   const found: { name: string; path: string }[] = []
   for (const version of ['tpm2', 'tpm1.2']) {
-    const names = await readdir(join(dir, version)).catch((error: unknown) => {
-      if (isMissing(error)) return []
-      throw error
-    })
+    const names = await reader.list(join(dir, version))
     for (const name of names) {
       // The lock file is the running swtpm's own, and so is a file that it has not renamed yet.
       if (!name.startsWith('.') && !name.startsWith('TMP'))

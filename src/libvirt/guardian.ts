@@ -13,7 +13,7 @@ export interface GuardianOrders {
   readonly domainUuid: string
   /** Thaw when the pull is gone. */
   readonly frozen: boolean
-  /** Socket of the pull's backup job: only a job that serves on it is ours to abort. */
+  /** Socket of the pull's backup job, or what its scratch files' names start with: only a job that has it is ours to abort. */
   readonly socket: string
   /** The pull has ended in order: do nothing. */
   readonly disarmed: boolean
@@ -54,7 +54,7 @@ export async function cleanUpAfter(
 
 async function endOwnJob(orders: GuardianOrders, connection: GuardedConnection, clock: Clock): Promise<boolean> {
   const xml = await connection.backupXml(orders.domainUuid)
-  // The socket's name is random and ours alone, so a look inside the XML's text is enough.
+  // The name is random and ours alone, so a look inside the XML's text is enough.
   if (xml === undefined || !xml.includes(orders.socket)) return false
   const before = await connection.lookupDomain(orders.domainUuid)
   await connection.abortJob(orders.domainUuid)

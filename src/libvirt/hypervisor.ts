@@ -6,11 +6,15 @@ import { native } from '../native/binding.js'
 import type { NativeVirtConnection, VirtDomainInfo, VirtEvent } from '../native/virt.js'
 import { parseDomainXml } from './domain-xml.js'
 import { EventQueue } from './event-queue.js'
+import { refuseOtherDrivers } from './drivers.js'
+import { type HostFiles, LOCAL_FILES } from './host-files.js'
 
 export interface HypervisorOptions {
   readonly username?: string | undefined
   readonly passphrase?: string | undefined
   readonly clock?: Clock | undefined
+  /** Of the machine that libvirt runs on; default: this one's. */
+  readonly files?: HostFiles | undefined
 }
 
 export interface DomainXml {
@@ -31,6 +35,7 @@ const MIN_DAEMON_VERSION = 6_010_000
 export class Hypervisor implements AsyncDisposable {
   readonly uri: string
   readonly clock: Clock
+  readonly files: HostFiles
   readonly #options: HypervisorOptions
   readonly #queues = new Set<EventQueue>()
   #connection: NativeVirtConnection
@@ -40,6 +45,7 @@ export class Hypervisor implements AsyncDisposable {
   private constructor(uri: string, options: HypervisorOptions, first: Connecting) {
     this.uri = uri
     this.clock = options.clock ?? systemClock
+    this.files = options.files ?? LOCAL_FILES
     this.#options = options
     this.#connection = first.connection
     first.listener = event => this.#publish(event)
@@ -47,10 +53,12 @@ export class Hypervisor implements AsyncDisposable {
 
   /**
    * Connects. Rejects with E_LIBVIRT_CONNECT, E_LIBVIRT_DENIED, or
-   * E_UNSUPPORTED where the other side is not QEMU or too old.
+   * E_UNSUPPORTED where the other side is not QEMU or too old; where the URI
+   * says so already, without connecting.
    */
   static async open(uri: string, options: HypervisorOptions, signal: AbortSignal): Promise<Hypervisor> {
     throwIfAborted(signal)
+    refuseOtherDrivers(uri)
     const connecting = await connect(uri, options)
     try {
       await requireQemu(uri, connecting.connection)

@@ -34,9 +34,8 @@ export interface ProbedImage {
 export async function probeImage(path: string, format: string, signal: AbortSignal): Promise<ProbedImage | undefined> {
   const identity = await fileIdentity(path)
   if (identity === undefined) return undefined
-  const args = ['info', '-U', '-f', format, '--backing-chain', '--output=json', '--', path]
   try {
-    const { stdout } = await promisify(execFile)('qemu-img', args, {
+    const { stdout } = await promisify(execFile)('qemu-img', [...infoArguments(path, format)], {
       timeout: PROBE_TIMEOUT_MS,
       maxBuffer: MAX_ANSWER_BYTES,
       signal,
@@ -46,6 +45,11 @@ export async function probeImage(path: string, format: string, signal: AbortSign
     signal.throwIfAborted()
     return undefined
   }
+}
+
+/** What `qemu-img` is asked with. */
+export function infoArguments(path: string, format: string): readonly string[] {
+  return ['info', '-U', '-f', format, '--backing-chain', '--output=json', '--', path]
 }
 
 async function fileIdentity(path: string): Promise<string | undefined> {

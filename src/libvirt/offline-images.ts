@@ -47,7 +47,7 @@ export function requireLocalImages(hypervisor: Pick<Hypervisor, 'uri'>, domain: 
   if (isLocalUri(hypervisor.uri)) return
   throw new BackupError('E_DOMAIN_STATE', `${domain.name} is shut off, and its images are on another machine`, {
     why: 'a domain that does not run is read from its images',
-    hints: ['run virtvault on that machine', 'or start the domain, and pull it again'],
+    hints: ['let it be started, paused, for the pull:   --start-paused', 'or run virtvault on that machine'],
   })
 }
 

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 
-import { BackupError, type Warning } from '../base/errors.js'
+import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import { classifyDisk } from '../model/disk-class.js'
 import { describeSource, type DomainDisk } from '../model/domain.js'
 import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
@@ -9,23 +9,15 @@ import { endOwnJob, resumeAfterJob, runningBackup } from './backup-job.js'
 import { LiveBackupSession, undoDeadSession } from './backup-session.js'
 import { parseQemuUser } from './capabilities-xml.js'
 import { type CountedBase, countSince, deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
-import { readDomainFiles, type DomainFile } from './domain-files.js'
+import type { DomainFile } from './domain-files.js'
 import { parseDomainXml } from './domain-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
 import { LoneCheckpoint } from './lone-checkpoint.js'
-import { probeImage, type ProbedImage } from './image-probe.js'
+import type { ProbedImage } from './image-probe.js'
 import { countOffline, offlineHealth } from './offline-checkpoints.js'
 import { isOff, localPath, whyUnreadable } from './offline-images.js'
 import { OfflineBackupSession } from './offline-session.js'
-import {
-  filesOf,
-  isRunSocket,
-  makeRunPlaces,
-  nameRunPlaces,
-  removeRunPlaces,
-  type PlacesPolicy,
-  type RunPlaces,
-} from './run-places.js'
+import { filesOf, nameRunPlaces, type PlacesPolicy, runMarkOf, type RunPlaces } from './run-places.js'
 import type { BackupSessionPort, NewCheckpoint, SessionRequest } from './session-types.js'
 
 /** Bytes of randomness in the names of a run. */
@@ -80,7 +72,8 @@ export class PullHost {
     const disks: SurveyedDisk[] = []
     const isRunning = xml.live !== undefined
     for (const disk of description.disks) disks.push(await this.#surveyDisk(disk, isRunning, signal))
-    const { files, warnings } = await readDomainFiles(description, { swtpmDir: this.#options.swtpmDir, isRunning })
+    const { swtpmDir } = this.#options
+    const { files, warnings } = await this.#hypervisor.files.domainFiles(description, { swtpmDir, isRunning })
     const xmlFile = (name: string, text: string): DomainFile => ({ name, bytes: Buffer.from(text), path: undefined })
     return {
       disks,
@@ -96,7 +89,8 @@ export class PullHost {
   async #surveyDisk(disk: DomainDisk, isRunning: boolean, signal: AbortSignal): Promise<SurveyedDisk> {
     // A volume that libvirt cannot find is QEMU's to find; what it is stays unknown.
     const path = await localPath(this.#hypervisor, disk.source).catch(() => undefined)
-    const probed = path === undefined ? undefined : await probeImage(path, disk.format ?? 'raw', signal)
+    const probed =
+      path === undefined ? undefined : await this.#hypervisor.files.probeImage(path, disk.format ?? 'raw', signal)
     const { ability, reason } = classifyDisk(disk, this.#options, probed)
     const source = sourceOf(disk, probed)
     const unreadable = isRunning || ability === 'skip' ? undefined : await whyUnreadable(this.#hypervisor, disk)
@@ -151,8 +145,19 @@ export class PullHost {
   /** Makes the directories; disposing removes them with what is left in them. Rejects with E_CONFIG. */
   async makePlaces(places: RunPlaces): Promise<AsyncDisposable> {
     const capabilities = await this.#hypervisor.call(connection => connection.capabilities())
-    await makeRunPlaces(places, parseQemuUser(capabilities))
-    return { [Symbol.asyncDispose]: () => removeRunPlaces(filesOf(places)) }
+    const { files } = this.#hypervisor
+    await files.makeRunPlaces(places, parseQemuUser(capabilities))
+    return {
+      [Symbol.asyncDispose]: async () => {
+        try {
+          await files.removeRunPlaces(filesOf(places))
+        } catch (error) {
+          // libvirt removes the files themselves; of a directory that stays empty on a machine that is out
+          // of reach nothing follows for a recovery point that is made.
+          if (errorCodeOf(error) !== 'E_UNREACHABLE') throw error
+        }
+      },
+    }
   }
 
   async beginBackup(request: SessionRequest, signal: AbortSignal): Promise<BackupSessionPort> {
@@ -184,7 +189,7 @@ export class PullHost {
       scratchFiles: traces.scratch,
       checkpoint: options.keepCheckpoint ? undefined : traces.checkpoint,
     })
-    await removeRunPlaces([traces.socket, ...traces.scratch])
+    await this.#hypervisor.files.removeRunPlaces([traces.socket, ...traces.scratch])
     if (failures.length === 0) return
     throw new BackupError('E_LIBVIRT', `what a dead run left on ${traces.domainName} could not be cleaned up`, {
       why: failures.join('; '),
@@ -205,15 +210,15 @@ export class PullHost {
     await this.#hypervisor.call(connection => connection.fsThaw(domain.uuid, [])).catch(() => undefined)
     await endOwnJob(this.#hypervisor, domain, socket)
     await resumeAfterJob(this.#hypervisor, domain)
-    await removeRunPlaces([socket])
+    await this.#hypervisor.files.removeRunPlaces([socket])
     return true
   }
 }
 
-/** Whether a job serves on a socket that namePlaces() made up, here or for another store. */
+/** By what a job is known whose places namePlaces() made up, here or for another store. */
 async function ourSocket(hypervisor: Hypervisor, domain: DomainRef): Promise<string | undefined> {
-  const socket = (await runningBackup(hypervisor, domain))?.socket
-  return socket !== undefined && isRunSocket(socket) ? socket : undefined
+  const job = await runningBackup(hypervisor, domain)
+  return job === undefined ? undefined : runMarkOf(job)
 }
 
 function sourceOf(disk: DomainDisk, probed: ProbedImage | undefined): DiskSource {

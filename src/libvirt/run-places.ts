@@ -2,8 +2,9 @@ import { chmod, chown, mkdir, readdir, rm, rmdir } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 
 import { BackupError, messageOf } from '../base/errors.js'
+import type { BackupDescription } from './backup-xml.js'
 import type { QemuUser } from './capabilities-xml.js'
-import type { ScratchPlace } from './session-types.js'
+import type { ScratchPlace, TcpPlace } from './session-types.js'
 
 /** Where the places of all runs lie. */
 export interface PlacesPolicy {
@@ -11,6 +12,16 @@ export interface PlacesPolicy {
   readonly runtimeDir: string
   /** On fast local storage with room for what the guests overwrite during a backup. Absolute. */
   readonly scratchDir: string
+  /** QEMU serves on a TCP port instead of a socket; nothing is then in `runtimeDir`. */
+  readonly tcp?: TcpPolicy | undefined
+  /** Nobody can make a directory there: the scratch files go into `scratchDir` itself. */
+  readonly isFlat?: boolean | undefined
+}
+
+export interface TcpPolicy extends Omit<TcpPlace, 'ports'> {
+  /** Both are tried. */
+  readonly firstPort: number
+  readonly lastPort: number
 }
 
 /** Fresh, unique places for one run. */
@@ -18,9 +29,12 @@ export interface RunPlaces {
   /** What all their names end with. */
   readonly token: string
   readonly checkpoint: string
+  /** The Unix socket of the job or, where it serves on TCP, what the names of its scratch files start with: its job is known by it. */
   readonly socket: string
   /** By disk target. */
   readonly scratch: ReadonlyMap<string, ScratchPlace>
+  /** Where it serves instead of on `socket`. */
+  readonly tcp?: TcpPlace | undefined
 }
 
 /** sockaddr_un.sun_path without its final zero. */
@@ -36,22 +50,44 @@ export function nameRunPlaces(
   names: { readonly prefix: string; readonly token: string },
   targets: readonly string[],
 ): RunPlaces {
-  const socket = join(policy.runtimeDir, `run-${names.token}`, 'nbd.sock')
-  if (Buffer.byteLength(socket) > MAX_SOCKET_PATH) {
+  const run = join(policy.scratchDir, `run-${names.token}`)
+  const { tcp } = policy
+  const socket = tcp === undefined ? join(policy.runtimeDir, `run-${names.token}`, 'nbd.sock') : run
+  if (tcp === undefined && Buffer.byteLength(socket) > MAX_SOCKET_PATH) {
     throw new BackupError('E_CONFIG', `the runtime directory ${policy.runtimeDir} has too long a name for a socket`, {
       hints: ['set a shorter one with VIRTVAULT_RUNTIME_DIR'],
     })
   }
-  const scratchDir = join(policy.scratchDir, `run-${names.token}`)
+  const between = policy.isFlat === true ? '-' : '/'
   const scratch = targets.map(
-    (target, i) => [target, { kind: 'file', path: join(scratchDir, `disk-${i}.qcow2`) }] as const,
+    (target, i) => [target, { kind: 'file', path: `${run}${between}disk-${i}.qcow2` }] as const,
   )
-  return { token: names.token, checkpoint: `${names.prefix}${names.token}`, socket, scratch: new Map(scratch) }
+  return {
+    token: names.token,
+    checkpoint: `${names.prefix}${names.token}`,
+    socket,
+    scratch: new Map(scratch),
+    tcp: tcp === undefined ? undefined : { ...tcp, ports: portsFrom(tcp, names.token) },
+  }
 }
 
-/** Whether nameRunPlaces() made up this socket's path, in whatever directory. */
-export function isRunSocket(path: string): boolean {
-  return /\/run-[0-9a-f]{16}\/nbd\.sock$/.test(path)
+/** All ports of the range, from one that the token chooses: two runs at once seldom want the same. */
+function portsFrom({ firstPort, lastPort }: TcpPolicy, token: string): readonly number[] {
+  const count = lastPort - firstPort + 1
+  const start = parseInt(token.slice(0, 8), 16) % count
+  return Array.from({ length: count }, (_, i) => firstPort + ((start + i) % count))
+}
+
+/** What nameRunPlaces() gave as `socket` of the run whose job this is, in whatever directory; undefined where no virtvault began it. */
+export function runMarkOf(job: BackupDescription): string | undefined {
+  if (job.socket !== undefined) return /\/run-[0-9a-f]{16}\/nbd\.sock$/.test(job.socket) ? job.socket : undefined
+  const marks = job.disks.map(({ scratch = '' }) => /^(.*\/run-[0-9a-f]{16})[/-]disk-\d+\.qcow2$/.exec(scratch)?.[1])
+  return marks.find(mark => mark !== undefined)
+}
+
+/** Whether `mark` is the socket that the job serves on or, on TCP, the beginning of its scratch files' names. */
+export function isMarked(job: BackupDescription, mark: string): boolean {
+  return job.socket === undefined ? runMarkOf(job) === mark : job.socket === mark
 }
 
 /**
@@ -64,10 +100,10 @@ export async function makeRunPlaces(places: RunPlaces, qemuUser: QemuUser | unde
   for (const dir of new Set(filesOf(places).map(file => dirname(file)))) await makeClosedDir(dir, qemuUser)
 }
 
-/** The socket, and the scratch files that are files. */
+/** The socket, if there is one, and the scratch files that are files. */
 export function filesOf(places: RunPlaces): readonly string[] {
   const scratch = [...places.scratch.values()].filter(({ kind }) => kind === 'file')
-  return [places.socket, ...scratch.map(({ path }) => path)]
+  return [...(places.tcp === undefined ? [places.socket] : []), ...scratch.map(({ path }) => path)]
 }
 
 async function makeClosedDir(path: string, qemuUser: QemuUser | undefined): Promise<void> {

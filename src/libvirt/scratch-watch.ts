@@ -1,6 +1,3 @@
-import { statfs } from 'node:fs/promises'
-import { dirname } from 'node:path'
-
 import { BackupError } from '../base/errors.js'
 import { formatSize } from '../model/size.js'
 import type { DomainRef } from '../model/recovery-point.js'
@@ -79,7 +76,7 @@ export class ScratchWatch implements AsyncDisposable {
 
   async #look(): Promise<void> {
     const { domain, limits } = this.#session
-    // Space first: it is asked of this machine, whatever the daemon does.
+    // Space first: it is asked of the machine, whatever the daemon does.
     await this.#checkRoom()
     const stats = await this.#stats()
     if (stats === undefined || this.#stop.signal.aborted) return
@@ -100,7 +97,7 @@ export class ScratchWatch implements AsyncDisposable {
 
   async #checkRoom(): Promise<void> {
     const { domain, scratchFiles, limits } = this.#session
-    const freeBytes = await freeSpaceFor(scratchFiles)
+    const freeBytes = await this.#hypervisor.files.freeSpace(scratchFiles)
     if (freeBytes === undefined) return
     const at = this.#hypervisor.clock.monotonic()
     const ahead = limits.intervalMs * LOOK_AHEAD
@@ -125,16 +122,6 @@ export function expectedFree(
   if (before === undefined || now.at <= before.at) return now.freeBytes
   const lossPerMs = Math.max(0, before.freeBytes - now.freeBytes) / (now.at - before.at)
   return now.freeBytes - lossPerMs * aheadMs
-}
-
-/** Free bytes where these files are or will be, of the fullest place; undefined where it is not on this machine. */
-export async function freeSpaceFor(files: readonly string[]): Promise<number | undefined> {
-  let least: number | undefined
-  for (const folder of new Set(files.map(file => dirname(file)))) {
-    const found = await statfs(folder).catch(() => undefined)
-    if (found !== undefined) least = Math.min(least ?? Infinity, found.bavail * found.bsize)
-  }
-  return least
 }
 
 function lossOf(event: VirtEvent, domain: DomainRef): BackupError | undefined {

@@ -1,4 +1,5 @@
 import type { Warning } from '../base/errors.js'
+import type { NbdAddress, NbdTls } from '../native/nbd.js'
 import type { Consistency, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
 
 /** Where QEMU keeps the old contents of what the guest overwrites during a session. */
@@ -7,6 +8,18 @@ export type ScratchPlace =
   | { readonly kind: 'file'; readonly path: string }
   /** A block device that is overwritten and left behind. */
   | { readonly kind: 'block'; readonly path: string }
+
+/** Where QEMU serves on TCP, and how one connects to that from here. */
+export interface TcpPlace {
+  /** Address of the hypervisor to listen at. */
+  readonly bind: string
+  /** libvirt chooses none by itself: the first that is free is taken. */
+  readonly ports: readonly number[]
+  /** As the server's certificate has it. */
+  readonly host: string
+  /** undefined: in clear text, for whoever reaches the port. */
+  readonly tls: NbdTls | undefined
+}
 
 export interface RequestedDisk {
   readonly target: string
@@ -41,8 +54,14 @@ export interface ScratchLimits {
 /** Every name in it is random and unique, and was written to the run's journal before. */
 export interface SessionRequest {
   readonly domain: DomainRef
-  /** Absolute path that does not exist, in a directory that QEMU may write; at most 107 bytes. */
+  /**
+   * Absolute path that does not exist, in a directory that QEMU may write; at
+   * most 107 bytes. With `tcp` no socket, but what its scratch files' names
+   * start with (`run-places.ts`).
+   */
   readonly socket: string
+  /** Serve there instead. */
+  readonly tcp?: TcpPlace | undefined
   /** Name of the checkpoint to create in the same instant; undefined where no disk is tracked or none is wanted. */
   readonly checkpoint: string | undefined
   readonly disks: readonly RequestedDisk[]
@@ -69,10 +88,8 @@ export interface ExportedDisk {
   readonly size: number
 }
 
-export interface SessionAddress {
-  /** Unix socket of the NBD server. */
-  readonly socket: string
-}
+/** Of the NBD server: a Unix socket on the hypervisor, or a TCP port. */
+export type SessionAddress = Pick<NbdAddress, 'socket' | 'host' | 'port' | 'tls'>
 
 /**
  * One running backup, from begin to its end. Leaving its scope undoes it: ends

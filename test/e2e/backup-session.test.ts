@@ -84,7 +84,7 @@ t.test('backup sessions on a real domain', { ...requires('lab'), timeout: 300_00
         { target: 'vda', exportName: 'vda', incremental: false, bitmap: undefined, size: 16 * MIB },
         { target: 'vdb', exportName: 'vdb', incremental: false, bitmap: undefined, size: 16 * MIB },
       ])
-      t.ok(statSync(session.address.socket).isSocket())
+      t.ok(statSync(session.address.socket!).isSocket())
       t.match(session.checkpoint, { name: request.checkpoint, disks: ['vda', 'vdb'], xml: /<creationTime>/ })
       t.equal(session.consistency.kind, 'crash')
       t.ok(Math.abs(session.time - systemClock.now()) < 60_000)

@@ -6,6 +6,8 @@ const PARTS: Readonly<Record<string, () => boolean>> = {
   /** A private libvirtd needs root that may mount: see test/lab/lab.ts. */
   lab: () =>
     process.getuid?.() === 0 && ['libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'unshare'].every(onPath),
+  /** One that is another machine: test/lab/remote-lab.ts. */
+  'remote-lab': () => (PARTS['lab']?.() ?? false) && ['sshd', 'ssh', 'nc', 'ip', 'openssl', 'setfacl'].every(onPath),
 }
 
 /**

@@ -13,7 +13,7 @@
  * lab is disposed of or when this process dies, even by SIGKILL.
  */
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, statfsSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, statfsSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -34,6 +34,17 @@ const MIN_RAM_DISK_BYTES = 1024 * MIB
 /** Linux takes arguments up to 128 KiB. */
 const MAX_SCRIPT_LENGTH = 100_000
 
+/** Makes a lab another machine on the network. */
+export interface LabNetwork {
+  /** Of network namespace and interface: at most 15 letters. */
+  readonly name: string
+  /** Addresses of a /30. */
+  readonly here: string
+  readonly there: string
+  /** Further lines of libvirtd.conf. */
+  libvirtdConf(folder: string): string
+}
+
 export class Lab {
   /** Everything of this lab is in here; removed with it. */
   readonly folder: string
@@ -43,15 +54,20 @@ export class Lab {
   readonly #ended: Promise<void>
   readonly #waiting = new Map<number, (status: number) => void>()
   #lastCommand = 0
+  #scripts = 0
   #trouble = ''
 
-  private constructor(folder: string) {
+  private constructor(folder: string, network: LabNetwork | undefined) {
     this.folder = folder
     this.uri = `qemu+unix:///system?socket=${join(folder, 'run', 'libvirt-sock')}`
     this.#supervisor = spawn('bash', [SUPERVISOR, folder, capabilitiesFolder()], {
       // Its own session: Ctrl-C and a kill of our process group must not
       // reach it, because it is what cleans up after them.
       detached: true,
+      env: {
+        ...process.env,
+        VVLAB_NET: network === undefined ? '' : `${network.name} ${network.here} ${network.there}`,
+      },
     })
     this.#supervisor.stderr.on('data', (text: Buffer) => (this.#trouble += text.toString()))
     this.#supervisor.stdin.on('error', () => undefined)
@@ -68,8 +84,10 @@ export class Lab {
   }
 
   /** Throws with the daemon's log where it does not start. */
-  static async start(): Promise<Lab> {
-    const lab = new Lab(mkdtempSync(join(roomyFolder(), 'vvlab-')))
+  static async start(network?: LabNetwork): Promise<Lab> {
+    const folder = mkdtempSync(join(roomyFolder(), 'vvlab-'))
+    if (network !== undefined) writeFileSync(join(folder, 'listen.conf'), network.libvirtdConf(folder))
+    const lab = new Lab(folder, network)
     try {
       for (const name of ['images', 'scratch', 'shadows', 'tmp']) mkdirSync(join(lab.folder, name))
       await lab.startDaemon()
@@ -160,6 +178,13 @@ export class Lab {
     await this.#command('signal', pid, signal.slice(3))
   }
 
+  /** Runs a script of bash in the namespaces of the lab; throws where it fails. */
+  async inside(script: string): Promise<void> {
+    const file = this.path(`inside-${++this.#scripts}.sh`)
+    writeFileSync(file, script)
+    await this.#command('inside', file)
+  }
+
   /** Ends everything and removes the folder. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#supervisor.stdin.end()
@@ -179,7 +204,7 @@ export class Lab {
   }
 
   #daemonLog(): string {
-    const texts = ['libvirtd.out', 'libvirtd.log'].map(name => {
+    const texts = ['libvirtd.out', 'libvirtd.log', 'inside.out'].map(name => {
       try {
         return readFileSync(join(this.folder, 'log', name), 'utf8').slice(-4000)
       } catch {

@@ -14,6 +14,12 @@
 #   signal PID SIGNAL  to a process of this lab, PID as its pid file has it
 #   save               keeps what libvirt learnt for later labs
 #
+#   inside SCRIPT      runs it with bash in the namespaces of this lab
+#
+# With VVLAB_NET="NAME HERE THERE" the lab is another machine on the network: in a
+# network namespace NAME with the address THERE, this machine being HERE (/30),
+# and with directories of its own where virtvault's runs have their places.
+#
 # End of stdin ends the lab, so it cannot outlive the process that started it,
 # however that one dies: the first process of a PID namespace takes all others
 # with it, and a mount namespace its mounts.
@@ -28,8 +34,17 @@ if [ "${1:-}" != --inside ]; then
   find "$(dirname "$lab")" -maxdepth 1 -name 'vvlab-*' -mmin +2 -print0 2>/dev/null | while IFS= read -r -d '' other; do
     [ -f "$other/alive" ] && flock --nonblock "$other/alive" rm -rf "$other"
   done 8>&-
-  unshare --mount --pid --fork --kill-child --mount-proc bash "$0" --inside "$@"
+  enter=()
+  if [ -n "${VVLAB_NET:-}" ]; then
+    read -r net here there <<<"$VVLAB_NET"
+    ip netns add "$net" && ip link add "$net" type veth peer name eth0 netns "$net" &&
+      ip addr add "$here/30" dev "$net" && ip link set "$net" up && ip -n "$net" link set lo up &&
+      ip -n "$net" addr add "$there/30" dev eth0 && ip -n "$net" link set eth0 up || exit 1
+    enter=(ip netns exec "$net")
+  fi
+  "${enter[@]}" unshare --mount --pid --fork --kill-child --mount-proc bash "$0" --inside "$@"
   status=$?
+  [ -z "${VVLAB_NET:-}" ] || ip netns del "$net"
   rm -rf "$lab"
   exit $status
 fi
@@ -54,6 +69,14 @@ done
 mount --bind "$lab/etc/passwd" /etc/passwd
 mount --bind "$lab/etc/group" /etc/group
 
+listen=
+if [ -n "${VVLAB_NET:-}" ]; then
+  mkdir -p /run/virtvault /var/lib/virtvault /run/sshd "$lab"/{backup-pki,sshd} "$lab/lib/images"
+  mount -t tmpfs none /run/virtvault
+  mount -t tmpfs none /var/lib/virtvault
+  listen=--listen
+fi
+
 cat >/etc/libvirt/qemu.conf <<'CONF'
 user = "root"
 group = "root"
@@ -71,6 +94,10 @@ auth_unix_ro = "none"
 auth_unix_rw = "none"
 log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 CONF
+if [ -n "$listen" ]; then
+  echo "backup_tls_x509_cert_dir = \"$lab/backup-pki\"" >>/etc/libvirt/qemu.conf
+  cat "$lab/listen.conf" >>/etc/libvirt/libvirtd.conf
+fi
 cp -p "$capabilities"/*.xml "$lab/cache/qemu/capabilities/" 2>/dev/null || :
 set +e
 
@@ -78,7 +105,7 @@ daemon=
 
 start() {
   rm -f "$lab"/run/libvirt-sock "$lab"/run/libvirt-sock-ro "$lab"/run/libvirt-admin-sock
-  libvirtd --pid-file "$lab/run/libvirtd.pid" </dev/null >>"$lab/log/libvirtd.out" 2>&1 8>&- &
+  libvirtd $listen --pid-file "$lab/run/libvirtd.pid" </dev/null >>"$lab/log/libvirtd.out" 2>&1 8>&- &
   daemon=$!
 }
 
@@ -111,6 +138,7 @@ while read -r id word first second; do
     daemon) kill -s "$first" "$daemon" ;;
     signal) kill -s "$second" "$first" ;;
     save) save ;;
+    inside) bash "$first" </dev/null >>"$lab/log/inside.out" 2>&1 8>&- ;;
     *) false ;;
   esac
   echo "$id $?"

@@ -77,6 +77,14 @@ export default class PullCommand extends BaseCommand {
     }),
     'scratch-dir': Flags.string({ summary: 'where QEMU keeps what the guest overwrites meanwhile', helpValue: 'DIR' }),
     'scratch-limit': Flags.string({ summary: 'give up when scratch takes more', helpValue: '20GiB' }),
+    tls: Flags.boolean({
+      summary: 'of another machine: read disks over TLS, not through ssh',
+      exclusive: ['insecure'],
+    }),
+    insecure: Flags.boolean({
+      summary: 'of another machine: read disks over TCP in clear text; the network is trusted',
+    }),
+    'nbd-bind': Flags.string({ summary: 'address of that machine that QEMU listens at', helpValue: 'IP' }),
     tag: Flags.string({ summary: 'tag the point (repeatable)', multiple: true, multipleNonGreedy: true }),
     comment: Flags.string({ summary: 'a line kept with the point' }),
     'dry-run': Flags.boolean({ char: 'n', summary: 'say what would be read of each disk, and why; begin nothing' }),
@@ -105,6 +113,11 @@ export default class PullCommand extends BaseCommand {
       },
       scratchLimitBytes: limit === undefined ? undefined : parseSize(limit),
       comment: flags.comment,
+      remote: {
+        nbd: flags.tls ? ('tls' as const) : flags.insecure ? ('tcp' as const) : undefined,
+        insecure: flags.insecure ? true : undefined,
+        bind: flags['nbd-bind'],
+      },
     }
     await using session = await this.session(flags)
     const { runForecast, runPull } = await import('../../cli/pull-run.js')

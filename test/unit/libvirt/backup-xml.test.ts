@@ -14,7 +14,7 @@ function fixture(name: string): string {
 }
 
 t.test('a mixed job is asked for disk by disk', async t => {
-  const xml = buildBackupXml('/run/x.sock', [
+  const xml = buildBackupXml({ socket: '/run/x.sock' }, [
     { target: 'vda', base: FIRST, tracked: true, scratch: { kind: 'file', path: '/s/a' } },
     { target: 'vdb', base: undefined, tracked: true, scratch: { kind: 'file', path: '/s/b' } },
   ])
@@ -31,7 +31,7 @@ t.test('a mixed job is asked for disk by disk', async t => {
 
 t.test('a name from outside stays a name', async t => {
   const odd = `a'b"c<d>&e ä`
-  const xml = buildBackupXml(`/run/${odd}`, [
+  const xml = buildBackupXml({ socket: `/run/${odd}` }, [
     { target: odd, base: odd, tracked: true, scratch: { kind: 'file', path: `/s/${odd}` } },
   ])
 
