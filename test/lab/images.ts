@@ -26,6 +26,21 @@ export async function imageInfo(path: string, format?: string): Promise<ImageInf
   }
 }
 
+const LUKS_TRIES = 200
+
+/**
+ * Makes an encrypted image. QEMU counts iterations by the CPU time that a few
+ * of them take, and gives up where the clock of a virtual machine shows none:
+ * at the next try it may.
+ */
+export async function createEncryptedImage(args: readonly string[]): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    const { code, stderr } = await run('qemu-img', ['create', '-q', ...args], { check: false })
+    if (code === 0) return
+    if (tries >= LUKS_TRIES || !stderr.includes('accurate CPU usage')) throw new Error(stderr)
+  }
+}
+
 export interface ImagePath {
   readonly path: string
   readonly format: string
