@@ -17,7 +17,7 @@ export interface IndexProvider {
 
 /** What it takes to mend an index while it is used. */
 export interface IndexRepair {
-  /** Fills in what the packs have and `index` lacks. Gives the number of packs. */
+  /** Fills in what the packs have and `index` lacks. Gives the number of packs, 0 where other runs account for them. */
   fill(index: ChunkIndex): Promise<number>
   /** Tells the user. */
   announce(message: string): void
@@ -27,7 +27,12 @@ export interface IndexHolderOptions {
   readonly provider: IndexProvider
   readonly packs: PackCatalog
   readonly onNotice: (warning: Warning) => void
+  /** How many runs are alive that this store did not begin. */
+  readonly otherRuns: () => Promise<number>
 }
+
+/** Packs of one run that are sealed and not indexed yet, at most: of data and of meta two that seal and the last one. */
+const PACKS_UNDER_WAY = 6
 
 /**
  * The one owner of the index: opens it at first use, fills in what the packs
@@ -38,6 +43,7 @@ export class IndexHolder {
   readonly #provider: IndexProvider
   readonly #packs: PackCatalog
   readonly #notice: (warning: Warning) => void
+  readonly #otherRuns: () => Promise<number>
   readonly #repair: IndexRepair
   #current: Promise<ChunkIndex> | undefined
   #reindexed: Promise<void> | undefined
@@ -46,8 +52,9 @@ export class IndexHolder {
     this.#provider = options.provider
     this.#packs = options.packs
     this.#notice = options.onNotice
+    this.#otherRuns = options.otherRuns
     this.#repair = {
-      fill: index => this.#packs.indexMissing(index),
+      fill: index => this.#fill(index),
       announce: message => this.#announce(message),
     }
   }
@@ -137,9 +144,15 @@ export class IndexHolder {
     this.#notice({ code: 'W_INDEX_REBUILT', message })
   }
 
+  /** What others have sealed a moment ago and are about to index is no news. */
+  async #fill(index: ChunkIndex): Promise<number> {
+    const added = await this.#packs.indexMissing(index)
+    return added > 0 && added <= PACKS_UNDER_WAY * (await this.#otherRuns()) ? 0 : added
+  }
+
   async #filled(index: ChunkIndex): Promise<ChunkIndex> {
     try {
-      const added = await this.#packs.indexMissing(index)
+      const added = await this.#fill(index)
       if (added > 0) {
         this.#announce(`the index lacked ${added} packs and was completed from them`)
       }

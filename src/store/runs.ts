@@ -38,6 +38,8 @@ export class Runs implements RunRegistry {
   readonly #clock: Clock
   readonly #random: RandomSource
   readonly #seals: FileSeals
+  /** Of all runs begun here; a process begins few. */
+  readonly #own = new Set<string>()
 
   constructor(options: RunsOptions) {
     this.#fs = options.fs
@@ -51,6 +53,7 @@ export class Runs implements RunRegistry {
   /** `kind` is for people who look at the file. */
   async begin(kind: string): Promise<LeasedRun> {
     const id = toHex(this.#random(16))
+    this.#own.add(id)
     const path = join(this.#jobs, `${id}${LEASE}`)
     // Locked before it has its name: whoever sees a lease that can be locked sees a dead one.
     const temporary = join(this.#jobs, `.tmp-${id}`)
@@ -74,6 +77,11 @@ export class Runs implements RunRegistry {
     const live: string[] = []
     for (const id of await this.#ids(LEASE)) if (!(await this.#isDead(id))) live.push(id)
     return live
+  }
+
+  /** How many runs are alive that were not begun here. */
+  async others(): Promise<number> {
+    return (await this.live()).filter(id => !this.#own.has(id)).length
   }
 
   async dead(domainUuid?: string): Promise<DeadRun[]> {

@@ -131,7 +131,8 @@ export class Store implements StorePort {
     this.points = new Points({ objects: this.objects, storeId: file.id, random, seals, isGcActive })
     this.damage = new DamageList(this.objects)
     this.packs = new PackCatalog(this.objects, storeId)
-    this.index = new IndexHolder({ provider: parts.index, packs: this.packs, onNotice: parts.onNotice })
+    const otherRuns = () => this.runs.others()
+    this.index = new IndexHolder({ provider: parts.index, packs: this.packs, onNotice: parts.onNotice, otherRuns })
     this.#locator = new Locator({ index: this.index, packs: this.packs, keys, storeId })
     this.#reader = new PackReader({
       objects: this.objects,
