@@ -36,6 +36,8 @@ packages=(
   "netcat-openbsd:carries libvirt and NBD over ssh"
   "iproute2:the network to that machine"
   "openssl:its certificates"
+  "sasl2-bin:users and passphrases of that libvirt"
+  "libsasl2-modules:how they log in"
   "acl:rights for a user of it who is not root"
   "e2fsprogs:file systems of the test guest"
   "zstd:judges compressed records"

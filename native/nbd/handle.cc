@@ -142,6 +142,10 @@ void Handle::configure(const ConnectOptions& options, bool list) {
   if (!address.tls) return;
   const TlsOptions& tls = *address.tls;
   if (nbd_supports_tls(h) != 1) throw NativeError("E_UNSUPPORTED", "this libnbd was built without TLS");
+  // libnbd 1.14 without certificates of its own skips the check that it was asked for.
+  if (tls.verify_peer && tls.certificates.empty() && tls.psk_file.empty()) {
+    throw NativeError("E_CONFIG", "TLS without certificates or keys would believe any server");
+  }
   // Never "allow": a server (or somebody on the way) could then talk us out of it.
   check(nbd_set_tls(h, LIBNBD_TLS_REQUIRE), "TLS");
   check(nbd_set_tls_verify_peer(h, tls.verify_peer), "TLS");

@@ -1,11 +1,14 @@
 import { lookup } from 'node:dns/promises'
+import { access, constants } from 'node:fs/promises'
 import { isIP } from 'node:net'
+import { join } from 'node:path'
 
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
 import { type LoadedConfig } from '../config/load.js'
 import type { HostFiles } from '../libvirt/host-files.js'
 import type { PlacesPolicy } from '../libvirt/run-places.js'
 import type { SshLink } from '../libvirt/ssh-link.js'
+import type { RemoteFact } from '../model/finding.js'
 import { isLocalUri, parseLibvirtUri } from '../model/libvirt-uri.js'
 import { type RemoteWay, remoteWay, type RemoteWish } from '../model/remote-way.js'
 import type { NbdAddress } from '../native/nbd.js'
@@ -43,7 +46,7 @@ export function remoteWish({ config }: Pick<LoadedConfig, 'config'>, flags: Remo
     insecure: flags?.insecure ?? (flags?.nbd === 'tls' ? false : remote?.insecure),
     bind: flags?.bind ?? remote?.bind,
     host: remote?.host,
-    ports: remote?.ports,
+    ports: remote?.ports === undefined ? undefined : String(remote.ports),
     certificates: remote?.certificates,
     runtimeDir: remote?.runtime_dir,
   }
@@ -68,24 +71,85 @@ export async function placesOn(
   const places = { runtimeDir: wish.runtimeDir ?? own.runtimeDir, scratchDir: scratchDir ?? own.scratchDir }
   if (way.kind === 'tunnel') return places
   const { host, firstPort, lastPort, tls } = way
+  if (tls !== undefined) await requireCertificates(tls.certificates)
   const bind = way.bind ?? (await addressOf(host))
   return { ...places, isFlat: ways.ssh === undefined, tcp: { bind, host, firstPort, lastPort, tls } }
 }
 
-/** A reason and a way out for what keeps a TLS connection from being made. */
-export function explainTls(address: NbdAddress, error: unknown): unknown {
-  if (errorCodeOf(error) !== 'E_NBD' || address.tls === undefined) return error
-  const certificates = address.tls.certificates ?? '~/.pki/libnbd or /etc/pki/libnbd'
-  const place = `${address.host ?? ''}:${address.port ?? 0}`
+/** What a backup would meet there. Never rejects: what goes wrong is in `trouble`. */
+export async function lookAtRemote(
+  uri: string,
+  ways: HostWays,
+  wish: RemoteWish & { readonly scratchDir: string | undefined },
+): Promise<RemoteFact> {
+  const trouble: Error[] = []
+  const attempt = async <T>(look: () => Promise<T>): Promise<T | undefined> => {
+    try {
+      return await look()
+    } catch (error) {
+      if (!(error instanceof Error)) throw error
+      if (!trouble.some(({ message }) => message === error.message)) trouble.push(error)
+      return undefined
+    }
+  }
+  const way = await attempt(() => Promise.resolve().then(() => wayOf(uri, wish)))
+  const { ssh: link } = ways
+  const ssh = link === undefined ? undefined : await attempt(() => lookThroughSsh(link))
+  const places = await attempt(() => placesOn(uri, ways, wish))
+  const scratch = places === undefined ? undefined : { path: places.scratchDir, free: undefined }
+  // A name below it, since it is the directory of a file that is asked about.
+  const free =
+    scratch === undefined ? undefined : await attempt(() => ways.files.freeSpace([join(scratch.path, 'any')]))
+  const host = parseLibvirtUri(uri)?.host ?? 'localhost'
+  return { host, way, ssh, scratch: scratch === undefined ? undefined : { ...scratch, free }, trouble }
+}
+
+const LOOK =
+  'id -u; id -un; for tool in nc socat qemu-img setfacl; do command -v $tool >/dev/null && echo $tool; done; true'
+
+async function lookThroughSsh(link: SshLink) {
+  const { stdout } = await link.run(LOOK)
+  const [uid, user = '', ...tools] = stdout.toString().trim().split('\n')
+  return { user, isRoot: uid === '0', tools }
+}
+
+/** A reason and a way out for what keeps a connection over the network from being made. */
+export function explainNetwork(address: NbdAddress, error: unknown): unknown {
+  const { host, port, tls } = address
+  if (errorCodeOf(error) !== 'E_NBD' || host === undefined) return error
+  const place = `${host}:${port ?? 0}`
+  if (tls === undefined) {
+    return new BackupError('E_NBD', `no connection to the disks at ${place}`, {
+      why: messageOf(error),
+      hints: [`see that no firewall keeps this machine from that port`],
+      cause: error,
+    })
+  }
   return new BackupError('E_NBD', `no TLS connection to the disks at ${place}`, {
     why: messageOf(error),
     hints: [
-      `look at ours:   openssl verify -CAfile ca-cert.pem client-cert.pem, in ${certificates}`,
-      `and at the server's, in backup_tls_x509_cert_dir of its qemu.conf: it must name ${address.host ?? ''}, be valid now, and come from the same ca-cert.pem`,
-      'and see that no firewall keeps us from that port',
+      `the server's certificate (backup_tls_x509_cert_dir in qemu.conf there) must name ${host}, and ca-cert.pem in ${tls.certificates ?? ''} must have signed it`,
+      'and QEMU must trust what signed our client-cert.pem, unless backup_tls_x509_verify = 0',
     ],
     cause: error,
   })
+}
+
+/** libnbd's own complaints do not say which file, and come late. Rejects with E_CONFIG. */
+async function requireCertificates(folder: string): Promise<void> {
+  try {
+    await access(join(folder, 'ca-cert.pem'), constants.R_OK)
+  } catch (error) {
+    throw new BackupError('E_CONFIG', `there are no certificates in ${folder}, so no server could be believed`, {
+      why: messageOf(error),
+      hints: [
+        'put ca-cert.pem, client-cert.pem and client-key.pem there, or name the directory:   remote: { certificates: DIR }',
+        'connect through ssh, which needs none:   -c qemu+ssh://root@HOST/system',
+        'or say that the network is trusted:   --insecure',
+      ],
+      cause: error,
+    })
+  }
 }
 
 async function homeOf(uri: string, ssh: SshLink | undefined, isNamed: boolean) {

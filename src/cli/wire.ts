@@ -294,7 +294,7 @@ export async function makePullJob(
   const { ExportReader } = await import('../nbd/export-reader.js')
   const { PacedExport } = await import('../nbd/paced-export.js')
   const { startGuardian } = await import('./guardian.js')
-  const { explainTls, placesOn, remoteWish } = await import('./remote-wire.js')
+  const { explainNetwork, placesOn, remoteWish } = await import('./remote-wire.js')
   const { access, ways } = parts.machine
   const wish = { ...remoteWish(await session.config(), remote), scratchDir }
   return new PullJob({
@@ -305,7 +305,7 @@ export async function makePullJob(
       const reached = isThere ? await ways.ssh.reach(address.socket) : address
       const how = { exportName, dirtyBitmap: bitmap, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
       const reader = await ExportReader.open(reached, how, signal).catch((error: unknown) => {
-        throw explainTls(address, error)
+        throw explainNetwork(address, error)
       })
       return pace === undefined ? reader : new PacedExport(reader, pace)
     },
@@ -362,6 +362,11 @@ export async function makeDoctorJob(session: RunContext): Promise<DoctorJob> {
       return {
         host: new DoctorHost(machine.hypervisor),
         isLocal: isLocalUri(machine.access.uri),
+        remote: async () => {
+          const { lookAtRemote, remoteWish } = await import('./remote-wire.js')
+          const wish = { ...remoteWish(await session.config(), undefined), scratchDir: scratchDirWish() }
+          return await lookAtRemote(machine.access.uri, machine.ways, wish)
+        },
         survey: (domain, signal) => pullHost.survey(domain, signal),
         [Symbol.asyncDispose]: () => machine[Symbol.asyncDispose](),
       }
@@ -375,6 +380,12 @@ export async function makeDoctorJob(session: RunContext): Promise<DoctorJob> {
       lookAtDirectory(purpose === 'runtime' ? runtimeDir() : defaultScratchDir(), purpose, qemuUser),
     isAllowedByAppArmor,
   })
+}
+
+/** Of the environment; what groups say is theirs. */
+function scratchDirWish(): string | undefined {
+  const { VIRTVAULT_SCRATCH_DIR: asked } = process.env
+  return asked === '' ? undefined : asked
 }
 
 /** For who begins no backup. */

@@ -221,8 +221,12 @@ export const configSchema = z
         insecure: z.boolean().optional().describe('the network is trusted: tcp without TLS is allowed'),
         bind: name.optional().describe('address of the hypervisor that QEMU listens at'),
         host: name.optional().describe('its name in its certificate; default: the one in the URI'),
-        ports: parsed(portRange, 'ports for QEMU to listen at: 10809-10872').optional(),
-        certificates: path.optional().describe('directory with ca-cert.pem, client-cert.pem and client-key.pem'),
+        ports: z
+          .union([z.int().min(1).max(65_535), parsed(portRange, 'ports for QEMU to listen at: 10809-10872')])
+          .optional(),
+        certificates: path
+          .optional()
+          .describe('directory with ca-cert.pem, client-cert.pem and client-key.pem; default: /etc/virtvault/pki'),
         runtime_dir: path.optional().describe('directory of the hypervisor for sockets'),
       })
       .optional()

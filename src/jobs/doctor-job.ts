@@ -1,10 +1,11 @@
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
-import type { DirectoryFact, DomainFact, Finding, LibvirtFact, ToolFact } from '../model/finding.js'
+import type { DirectoryFact, DomainFact, Finding, LibvirtFact, RemoteFact, ToolFact } from '../model/finding.js'
 import { type BaseHealth, planPull, type PullPlan, type SurveyedDisk } from '../model/pull-plan.js'
 import type { DomainRef, PointCheckpoint, RecoveryPoint } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
 import type { StorePort } from '../store/store-types.js'
 import type { DomainSurvey } from './pull-ports.js'
+import { remoteFindings } from './remote-findings.js'
 
 /** Less than this on the store's or the scratch's file system: backups are given up soon. */
 const MIN_FREE_BYTES = 1024 ** 3
@@ -30,6 +31,8 @@ export interface DoctorMachine extends AsyncDisposable {
     baseHealth(domain: DomainRef, checkpoint: PointCheckpoint, signal: AbortSignal): Promise<BaseHealth>
   }
   readonly isLocal: boolean
+  /** Of a libvirt on another machine. Never rejects. */
+  remote(): Promise<RemoteFact>
   survey(domain: DomainRef, signal: AbortSignal): Promise<DomainSurvey>
 }
 
@@ -73,14 +76,15 @@ export class DoctorJob {
   }
 
   /** Gives back the scratch directory where it is on this machine. */
-  async #hostFindings({ host, isLocal }: DoctorMachine, findings: Finding[]): Promise<DirectoryFact | undefined> {
+  async #hostFindings(machine: DoctorMachine, findings: Finding[]): Promise<DirectoryFact | undefined> {
+    const { host, isLocal } = machine
     const fact = await host.libvirt()
     findings.push(
       ok('libvirt', `${host.uri} on ${fact.hostname}: libvirt ${fact.libvirtVersion}, QEMU ${fact.qemuVersion}`),
     )
     if (!isLocal) {
-      const message = 'libvirt is on another machine: its directories, tools and AppArmor rules were not looked at'
-      findings.push(note('rights', message, 'run virtvault doctor there'))
+      const { trouble, ...there } = await machine.remote()
+      findings.push(...remoteFindings(there), ...trouble.map(error => failed('remote', error)))
       return undefined
     }
     for (const purpose of ['runtime', 'scratch'] as const) {
@@ -246,7 +250,9 @@ function roomFinding({ diskBytes, isOff, name }: DomainFact, { free, path }: Dir
 function failed(area: Finding['area'], error: unknown): Finding {
   const why = error instanceof BackupError && error.why !== undefined ? `: ${error.why}` : ''
   const hints = error instanceof BackupError && error.hints.length > 0 ? error.hints.join('; ') : undefined
-  return mend(area, `${messageOf(error)}${why} [${errorCodeOf(error)}]`, hintFor(errorCodeOf(error)) ?? hints)
+  // Who has to log in is helped by no group.
+  const own = hints?.includes('VIRTVAULT_LIBVIRT_') === true ? undefined : hintFor(errorCodeOf(error))
+  return mend(area, `${messageOf(error)}${why} [${errorCodeOf(error)}]`, own ?? hints)
 }
 
 function hintFor(code: string): string | undefined {

@@ -77,12 +77,26 @@ async function begin(
       return { host, port, tls }
     } catch (error) {
       // Nothing has begun: QEMU opens its port before anything else.
-      if (!isPortTaken(error)) throw error
+      if (!isPortTaken(error)) throw tls === undefined ? error : explainTls(host, error)
     }
   }
   throw new BackupError('E_NBD', `${bind}: no port is free to serve disks of ${request.domain.name}`, {
     why: `tried ${Math.min(tcp.ports.length, MAX_PORTS_TRIED)} ports from ${tcp.ports[0] ?? 0}`,
     hints: ['give a wider range:   remote: { ports: 10809-10999 }'],
+  })
+}
+
+/** The hypervisor's own certificates: missing, unreadable for QEMU, or expired, which QEMU looks at first. */
+function explainTls(host: string, error: unknown): unknown {
+  const failure = libvirtFailure(error)
+  if (failure === undefined || !/credential|certificate|x509|TLS/i.test(failure.message)) return error
+  return new BackupError('E_LIBVIRT', `${host}: QEMU cannot serve over TLS`, {
+    why: failure.message,
+    hints: [
+      'put ca-cert.pem, server-cert.pem and server-key.pem, readable for QEMU, where backup_tls_x509_cert_dir of its /etc/libvirt/qemu.conf says, by default /etc/pki/qemu',
+      'or connect through ssh, which needs none',
+    ],
+    cause: failure,
   })
 }
 

@@ -24,6 +24,8 @@ export interface DomainXml {
   readonly live: string | undefined
 }
 
+/** VIR_ERR_AUTH_FAILED. */
+const AUTH_FAILED = 45
 /** libvirt 6.10: checkpoints are redefined with validation. LIBVIRT.md §13. */
 const MIN_DAEMON_VERSION = 6_010_000
 
@@ -200,9 +202,15 @@ async function connect(uri: string, options: HypervisorOptions): Promise<Connect
 function explainConnect(uri: string, error: unknown): unknown {
   if (!isNativeFailure(error)) return error
   const denied = error.code === 'E_LIBVIRT_DENIED'
+  const isLogin = error.libvirtCode === AUTH_FAILED
   return new BackupError(denied ? 'E_LIBVIRT_DENIED' : 'E_LIBVIRT_CONNECT', `cannot connect to ${uri}`, {
     why: messageOf(error),
-    hints: [`try it by hand:   virsh -c ${uri} version`],
+    hints: [
+      ...(isLogin
+        ? ['give VIRTVAULT_LIBVIRT_USERNAME and VIRTVAULT_LIBVIRT_PASSPHRASE, or _FILE or _COMMAND of it']
+        : []),
+      `try it by hand:   virsh -c ${uri} version`,
+    ],
     cause: error,
   })
 }

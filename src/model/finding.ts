@@ -1,6 +1,8 @@
+import type { RemoteWay } from './remote-way.js'
+
 /** One thing that was looked at before a backup fails on it. */
 export interface Finding {
-  readonly area: 'tools' | 'libvirt' | 'rights' | 'scratch' | 'store' | 'domain' | 'disk' | 'agent'
+  readonly area: 'tools' | 'libvirt' | 'remote' | 'rights' | 'scratch' | 'store' | 'domain' | 'disk' | 'agent'
   /** ok: as it should be. note: it works, but not as well as it could. mend: something will fail. */
   readonly state: 'ok' | 'note' | 'mend'
   readonly message: string
@@ -29,6 +31,19 @@ export interface DirectoryFact {
   readonly obstacle: string | undefined
   /** Bytes. */
   readonly free: number
+}
+
+/** A hypervisor on another machine: how its disks and files would be reached. */
+export interface RemoteFact {
+  readonly host: string
+  /** undefined: that could not be decided, and `trouble` says why. */
+  readonly way: RemoteWay | undefined
+  /** undefined where the URI is not ssh; `trouble` where it does not work. */
+  readonly ssh: { readonly user: string; readonly isRoot: boolean; readonly tools: readonly string[] } | undefined
+  /** Of that machine; undefined where it is not known. */
+  readonly scratch: { readonly path: string; readonly free: number | undefined } | undefined
+  /** What would keep a backup from beginning. */
+  readonly trouble: readonly Error[]
 }
 
 /** A libvirt daemon, as far as backups depend on it. */

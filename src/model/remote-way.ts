@@ -13,7 +13,7 @@ export interface RemoteWish {
   readonly host?: string | undefined
   /** `10809-10872`, or one port. */
   readonly ports?: string | undefined
-  /** Directory of this machine with ca-cert.pem, client-cert.pem and client-key.pem. */
+  /** Directory of this machine with ca-cert.pem, client-cert.pem and client-key.pem; undefined: /etc/virtvault/pki. */
   readonly certificates?: string | undefined
   /** Directory of that machine for sockets. */
   readonly runtimeDir?: string | undefined
@@ -28,11 +28,12 @@ export type RemoteWay =
       readonly bind: string | undefined
       readonly firstPort: number
       readonly lastPort: number
-      readonly tls: { readonly certificates: string | undefined; readonly verifyPeer: true } | undefined
+      readonly tls: { readonly certificates: string; readonly verifyPeer: true } | undefined
     }
 
 /** From the port that IANA gave to NBD; enough for 64 pulls at once. */
 const DEFAULT_PORTS = '10809-10872'
+const DEFAULT_CERTIFICATES = '/etc/virtvault/pki'
 
 /**
  * Decides. Clear text is never fallen back to: E_REFUSED where it is asked for
@@ -53,7 +54,8 @@ export function remoteWay(uri: LibvirtUri, wish: RemoteWish): RemoteWay {
       hints: ['use TLS: leave `remote: { nbd: tcp }` out', 'or say that the network is trusted:   --insecure'],
     })
   }
-  const tls = nbd === 'tls' ? { certificates: wish.certificates, verifyPeer: true as const } : undefined
+  const certificates = wish.certificates ?? DEFAULT_CERTIFICATES
+  const tls = nbd === 'tls' ? { certificates, verifyPeer: true as const } : undefined
   return { kind: 'tcp', host, bind: wish.bind, ...portRange(wish.ports ?? DEFAULT_PORTS), tls }
 }
 

@@ -22,6 +22,7 @@ export interface NbdAddress {
   readonly connectTimeoutMs?: number | undefined
 }
 
+/** With `verifyPeer`, certificates or keys must be given (E_CONFIG): without any, libnbd 1.14 believes every server. */
 export interface NbdTls {
   /** Directory with ca-cert.pem, client-cert.pem, client-key.pem. */
   readonly certificates?: string | undefined

@@ -7,7 +7,8 @@ const PARTS: Readonly<Record<string, () => boolean>> = {
   lab: () =>
     process.getuid?.() === 0 && ['libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'unshare'].every(onPath),
   /** One that is another machine: test/lab/remote-lab.ts. */
-  'remote-lab': () => (PARTS['lab']?.() ?? false) && ['sshd', 'ssh', 'nc', 'ip', 'openssl', 'setfacl'].every(onPath),
+  'remote-lab': () =>
+    (PARTS['lab']?.() ?? false) && ['sshd', 'ssh', 'nc', 'ip', 'openssl', 'setfacl', 'saslpasswd2'].every(onPath),
 }
 
 /**

@@ -1,5 +1,5 @@
 import { randomInt } from 'node:crypto'
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { Authority } from './certificates.js'
@@ -18,6 +18,7 @@ export class RemoteLab implements AsyncDisposable {
   /** What an administrator puts into his home: key, known hosts, certificates. */
   readonly home: string
   readonly authority: Authority
+  #sshdConfig: string | undefined
 
   private constructor(lab: Lab, address: string, authority: Authority) {
     this.lab = lab
@@ -66,15 +67,25 @@ export class RemoteLab implements AsyncDisposable {
     await this.lab.inside('/usr/sbin/sshd -f "$(dirname "$0")/../sshd/config" -E "$(dirname "$0")/../log/sshd.log"')
   }
 
-  /** The listener, and every connection that it took. */
-  async killSsh(): Promise<void> {
+  /** Somebody who is not root and may use libvirt, with the key that root has. */
+  async addUser(name: string): Promise<void> {
+    chmodSync(this.lab.folder, 0o711)
     await this.lab.inside(`
-      sshd=$(cat ${this.lab.folder}/sshd/pid)
-      taken=$(pgrep -P "$sshd")
-      kill -KILL "$sshd"
-      [ -z "$taken" ] || kill -KILL $taken $(for one in $taken; do pgrep -P "$one"; done)
-      rm ${this.lab.folder}/sshd/pid
-      true`)
+      echo '${name}:x:64099:64099::/:/bin/sh' >>/etc/passwd
+      echo '${name}:x:64099:' >>/etc/group`)
+  }
+
+  /** Ends the listener and starts it with further lines of sshd_config, which go before the others; connections live on. */
+  async restartSshd(lines: readonly string[]): Promise<void> {
+    const sshd = join(this.lab.folder, 'sshd')
+    const config = readFileSync(join(sshd, 'config'), 'utf8')
+    this.#sshdConfig ??= config
+    writeFileSync(join(sshd, 'config'), [...lines, this.#sshdConfig].join('\n'))
+    await this.lab.inside(`
+      pid=$(cat ${sshd}/pid)
+      kill "$pid"
+      for i in $(seq 100); do [ -e ${sshd}/pid ] || exit 0; sleep 0.1; done; exit 1`)
+    await this.startSshd()
   }
 
   /** Every connection that sshd took; it takes new ones. */
@@ -130,6 +141,7 @@ function randomNetwork(): LabNetwork {
         'listen_tcp = 1',
         'listen_tls = 0',
         'auth_tcp = "none"',
+        'unix_sock_rw_perms = "0777"',
         `ca_file = "${folder}/libvirtd-pki/ca-cert.pem"`,
         `cert_file = "${folder}/libvirtd-pki/server-cert.pem"`,
         `key_file = "${folder}/libvirtd-pki/server-key.pem"`,

@@ -75,6 +75,8 @@ if [ -n "${VVLAB_NET:-}" ]; then
   mount -t tmpfs none /run/virtvault
   mount -t tmpfs none /var/lib/virtvault
   listen=--listen
+  # Where libvirtd finds how users log in.
+  export SASL_CONF_PATH=$lab/sasl
 fi
 
 cat >/etc/libvirt/qemu.conf <<'CONF'
