@@ -67,11 +67,20 @@ export async function openStore(session: RunContext, preferred?: string): Promis
 export async function openPlace(session: RunContext, place: TargetPlace): Promise<Store> {
   const { Store } = await import('../store/store.js')
   const { isPassphraseGiven, storePassphrase } = await import('./passphrases.js')
-  return await Store.open(place.path, {
+  const options = {
     indexDirectory: place.indexDirectory,
-    onNotice: warning => session.warn(warning),
+    onNotice: (warning: Warning) => session.warn(warning),
     passphrase: { isExpected: isPassphraseGiven(place), ask: () => storePassphrase(session, place) },
+  }
+  return await Store.open(place.path, options).catch((error: unknown) => {
+    throw error instanceof BackupError && error.code === 'E_NO_STORE' ? noStore(error, place) : error
   })
+}
+
+/** The store knows its path only; the user's word for it, a name of the configuration, is what `init` takes. */
+function noStore(error: BackupError, { name }: TargetPlace): BackupError {
+  const hints = [`Make one with: virtvault init ${name}`, 'Check that its disk is mounted.']
+  return new BackupError('E_NO_STORE', error.message, { why: error.why, hints, cause: error })
 }
 
 /** As openStore(), for those who maintain it. */

@@ -205,8 +205,15 @@ function compile(text: string, cron: string, options: { timezone: string; domAnd
   try {
     return new Cron(cron, { ...options, paused: true, mode: '5-part', fixedTimeRule: 'no-wildcard' })
   } catch (cause) {
-    throw notASchedule(text, cause instanceof Error ? cause.message.replace(/^CronPattern: /, '') : undefined, cause)
+    throw notASchedule(text, cause instanceof Error ? inUsersNumbers(cause.message) : undefined, cause)
   }
+}
+
+/** croner counts days and months from 0, in its messages too. */
+function inUsersNumbers(message: string): string {
+  return message
+    .replace(/^CronPattern: /, '')
+    .replace(/(?<=Invalid value for (?:month|day): )-?\d+$/, value => String(Number(value) + 1))
 }
 
 function notASchedule(text: string, why: string | undefined, cause?: unknown): BackupError {

@@ -86,7 +86,11 @@ t.test('a weekday and a day of the month are both asked for by systemd, either b
 t.test('what cannot be said is refused with the reason', async t => {
   const refused: [string, RegExp][] = [
     ['0 0 30 2 *', /never comes/],
-    ['61 0 * * *', /minute/],
+    ['61 0 * * *', /minute: 61$/],
+    ['0 24 1 1 *', /hour: 24$/],
+    ['0 2 32 1 *', /day: 32$/],
+    ['0 2 1 13 *', /month: 13$/],
+    ['0 2 1 0 *', /month: 0$/],
     ['@reboot', /@daily/],
     ['0 0 2 * * *', /five fields/],
     ['2027-*-* 02:00', /year/],
