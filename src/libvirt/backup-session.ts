@@ -119,17 +119,14 @@ export class LiveBackupSession implements BackupSessionPort {
     return Promise.resolve()
   }
 
-  /** Never rejects: what could not be undone becomes a W_CLEANUP warning, and is the next run's to finish. */
+  /**
+   * Rejects with what end() failed with: the job may still be there, and the
+   * caller's journal has to stay for whoever ends it. A checkpoint that stays is
+   * a W_CLEANUP warning: the next run finds it by its name.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     const { hypervisor, request } = this.#parts
-    try {
-      await this.end()
-    } catch (error) {
-      this.#warnings.push({
-        code: 'W_CLEANUP',
-        message: `the backup job of ${request.domain.name} was not ended: ${messageOf(error)}`,
-      })
-    }
+    await this.end()
     if (this.#kept || request.checkpoint === undefined) return
     try {
       await deleteCheckpoint(hypervisor, request.domain, request.checkpoint)
