@@ -1,4 +1,4 @@
-import { readdirSync } from 'node:fs'
+import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 
@@ -35,6 +35,9 @@ t.test(
     const undefine = async () => {
       await guest.domain.destroy()
       await lab.virsh('undefine', '--checkpoints-metadata', 'linux')
+      // What it booted from goes with it: a restore replaces no such file.
+      rmSync(join(lab.folder, 'lib/qemu/nvram/linux.kernel'), { force: true })
+      rmSync(join(lab.folder, 'lib/qemu/nvram/linux.initrd'), { force: true })
     }
     const stateId = () => {
       try {
