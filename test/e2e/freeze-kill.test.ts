@@ -15,18 +15,21 @@ import { Lab } from '../lab/lab.js'
 import { run } from '../lab/run-program.js'
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.cjs', import.meta.url))
+/** `npm run test:freeze-kill`: every millisecond, not a few at random. */
+const IS_SWEEP = process.env['FREEZE_KILL'] === 'full'
 const KILLS = Number(process.env['KILLS'] ?? '8')
 /** The most that a guest may stay frozen: a guardian under a pull that hangs waits ten seconds. */
 const PATIENCE_MS = 30_000
 /** From the look at the checkpoint until after the thaw, and the frozen part of it, as measured. */
 const WINDOW_MS = 400
 const FROZEN_MS = 150
+const TIMEOUT_MS = IS_SWEEP ? 7_200_000 : 540_000
 
-t.setTimeout(540_000)
+t.setTimeout(TIMEOUT_MS)
 
 t.test(
   'kill -9 at any moment around freeze, begin and thaw leaves the guest thawed within seconds',
-  { ...requires('lab'), timeout: 540_000 },
+  { ...requires('lab'), timeout: TIMEOUT_MS },
   async t => {
     const lab = await Lab.start()
     t.teardown(() => lab[Symbol.asyncDispose]())
@@ -75,22 +78,41 @@ t.test(
       await ended
     }
 
+    /** What is killed, and when. */
+    const moments = IS_SWEEP
+      ? [
+          ...Array.from({ length: WINDOW_MS / 2 }, (_, i) => ['checkpoint', 2 * i] as const),
+          ...Array.from({ length: FROZEN_MS }, (_, i) => ['freeze', i] as const),
+        ]
+      : Array.from({ length: KILLS }, (_, n) => {
+          const isLate = n % 2 === 1
+          return [isLate ? 'freeze' : 'checkpoint', Math.floor(random() * (isLate ? FROZEN_MS : WINDOW_MS))] as const
+        })
     let caughtFrozen = 0
     let longest = 0
-    for (let n = 0; n < KILLS; n++) {
-      const isLate = n % 2 === 1
-      await killedPull(isLate ? 'freeze' : 'checkpoint', Math.floor(random() * (isLate ? FROZEN_MS : WINDOW_MS)))
+    let longestFrozen = 0
+    for (const [n, [from, after]] of moments.entries()) {
+      await killedPull(from, after)
       const dead = performance.now()
-      if (isAnnounced()) caughtFrozen++
+      const wasAnnounced = isAnnounced()
+      if (wasAnnounced) caughtFrozen++
+      if (IS_SWEEP && wasAnnounced) {
+        while (!(await isThawed()) && performance.now() - dead < PATIENCE_MS) await delay(5)
+        longestFrozen = Math.max(longestFrozen, performance.now() - dead)
+      }
       // Its guardian is the last who can do anything; what holds after it holds.
       while (guardiansOf(lab).length > 0 && performance.now() - dead < PATIENCE_MS) await delay(20)
       const thawed = await isThawed()
       longest = Math.max(longest, performance.now() - dead)
-      if (!thawed) t.fail(`frozen ${Math.round(performance.now() - dead)} ms after kill ${n}`)
+      if (!thawed) t.fail(`frozen ${Math.round(performance.now() - dead)} ms after kill ${n} (${after} ms from ${from})`)
       // What hangs for want of a thaw hangs here.
       await guest.exec(`echo ${n} > /mnt/vda/alive && sync`)
+      if (IS_SWEEP && n % 25 === 24) {
+        t.comment(`${n + 1} kills: ${caughtFrozen} frozen, ${Math.round(longestFrozen)} ms, ${Math.round(longest)} ms`)
+      }
     }
-    t.ok(caughtFrozen > 0, `${caughtFrozen} of ${KILLS} kills came between freeze and thaw`)
+    t.comment(`thawed at the latest ${Math.round(longestFrozen)} ms after a kill`)
+    t.ok(caughtFrozen > 0, `${caughtFrozen} of ${moments.length} kills came between freeze and thaw`)
     t.comment(`the longest until all was over: ${Math.round(longest)} ms`)
 
     const { stdout } = await run(process.execPath, [MAIN, 'backup', 'pull', 'web01', '--quiesce=required', '--json'], {
