@@ -7,7 +7,7 @@ namespace {
 
 // Must equal BINDING_VERSION in src/native/binding.ts; raised with every change
 // of a signature, so that a stale build is refused by name.
-constexpr int kBindingVersion = 4;
+constexpr int kBindingVersion = 5;
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("bindingVersion", Napi::Number::New(env, kBindingVersion));

@@ -274,6 +274,10 @@ class VirtConnection final : public Napi::ObjectWrap<VirtConnection> {
     return onWork(info, [uuid = textFrom(info[0]), disk = textFrom(info[1]), bytes = bytesFrom(info[2])](
                             const VirtLink& link) { link.blockResize(uuid, disk, bytes); });
   }
+  Napi::Value setBlockThreshold(const Info& info) {
+    return onWork(info, [uuid = textFrom(info[0]), device = textFrom(info[1]), bytes = bytesFrom(info[2])](
+                            const VirtLink& link) { link.setBlockThreshold(uuid, device, bytes); });
+  }
   Napi::Value diskErrors(const Info& info) { return withText(info, &VirtLink::diskErrors); }
 
   // checkpoints
@@ -370,6 +374,7 @@ Napi::Function VirtConnection::define(Napi::Env env) {
           InstanceMethod<&Self::blockJobInfo>("blockJobInfo"),
           InstanceMethod<&Self::blockInfo>("blockInfo"),
           InstanceMethod<&Self::blockResize>("blockResize"),
+          InstanceMethod<&Self::setBlockThreshold>("setBlockThreshold"),
           InstanceMethod<&Self::diskErrors>("diskErrors"),
           InstanceMethod<&Self::listCheckpoints>("listCheckpoints"),
           InstanceMethod<&Self::checkpointXml>("checkpointXml"),

@@ -64,6 +64,9 @@ struct EventToJs {
   Napi::Value operator()(const VirtBlockJob& e) const {
     return of("block-job").set("uuid", e.uuid).set("disk", e.disk).set("type", e.type).set("status", e.status).done();
   }
+  Napi::Value operator()(const VirtBlockThreshold& e) const {
+    return of("block-threshold").set("uuid", e.uuid).set("device", e.device).set("threshold", e.threshold).done();
+  }
   Napi::Value operator()(const VirtMetadata& e) const {
     return of("metadata").set("uuid", e.uuid).set("uri", e.uri).done();
   }

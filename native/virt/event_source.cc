@@ -52,6 +52,11 @@ void onBlockJob(virConnectPtr, virDomainPtr domain, const char* disk, int type, 
   tell(sink, VirtBlockJob{uuidOf(domain), textOf(disk), type, status});
 }
 
+void onBlockThreshold(virConnectPtr, virDomainPtr domain, const char* device, const char*, unsigned long long threshold,
+                      unsigned long long, void* sink) {
+  tell(sink, VirtBlockThreshold{uuidOf(domain), textOf(device), threshold});
+}
+
 void onMetadata(virConnectPtr, virDomainPtr domain, int, const char* uri, void* sink) {
   tell(sink, VirtMetadata{uuidOf(domain), textOf(uri)});
 }
@@ -69,6 +74,7 @@ VirtEventSource::VirtEventSource(virConnectPtr connection, const VirtEventSink& 
   add(VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, VIR_DOMAIN_EVENT_CALLBACK(onIoError), sink);
   add(VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(onAgent), sink);
   add(VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, VIR_DOMAIN_EVENT_CALLBACK(onBlockJob), sink);
+  add(VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD, VIR_DOMAIN_EVENT_CALLBACK(onBlockThreshold), sink);
   add(VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, VIR_DOMAIN_EVENT_CALLBACK(onMetadata), sink);
 }
 

@@ -1,6 +1,7 @@
 // What libvirt tells about its domains, as plain values.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <variant>
@@ -33,12 +34,17 @@ struct VirtBlockJob {
   std::string uuid, disk;
   int type, status;
 };
+struct VirtBlockThreshold {
+  std::string uuid, device;
+  std::uint64_t threshold;
+};
 struct VirtMetadata {
   std::string uuid, uri;
 };
 
 using VirtEvent =
-    std::variant<VirtClosed, VirtLifecycle, VirtJobCompleted, VirtIoError, VirtAgent, VirtBlockJob, VirtMetadata>;
+    std::variant<VirtClosed, VirtLifecycle, VirtJobCompleted, VirtIoError, VirtAgent, VirtBlockJob, VirtBlockThreshold,
+                 VirtMetadata>;
 
 // Called on libvirt's event thread: hand over and return, never block or throw.
 using VirtEventSink = std::function<void(VirtEvent)>;

@@ -116,6 +116,7 @@ class VirtLink {
   void blockJobAbort(const std::string& uuid, const std::string& disk) const;
   VirtBlockInfo blockInfo(const std::string& uuid, const std::string& disk) const;
   void blockResize(const std::string& uuid, const std::string& disk, std::uint64_t bytes) const;
+  void setBlockThreshold(const std::string& uuid, const std::string& device, std::uint64_t bytes) const;
   std::vector<VirtDiskError> diskErrors(const std::string& uuid) const;
 
   // checkpoints

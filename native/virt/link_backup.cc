@@ -108,6 +108,11 @@ void VirtLink::blockResize(const std::string& uuid, const std::string& disk, std
               "cannot resize disk " + disk);
 }
 
+void VirtLink::setBlockThreshold(const std::string& uuid, const std::string& device, std::uint64_t bytes) const {
+  virtChecked(virDomainSetBlockThreshold(domain(uuid).get(), device.c_str(), bytes, 0),
+              "cannot have " + device + " watched");
+}
+
 std::vector<VirtDiskError> VirtLink::diskErrors(const std::string& uuid) const {
   const auto found = domain(uuid);
   const std::string what = "cannot ask for the disk errors of the domain " + uuid;

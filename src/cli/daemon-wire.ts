@@ -352,6 +352,7 @@ function machineEvent(event: VirtEvent): MachineEvent | undefined {
     case 'io-error':
     case 'agent':
     case 'block-job':
+    case 'block-threshold':
       return undefined
   }
 }

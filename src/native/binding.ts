@@ -7,7 +7,7 @@ import type { SystemBinding } from './system.js'
 import type { VirtBinding } from './virt.js'
 
 /** Must equal kBindingVersion in native/addon/addon.cc. */
-const BINDING_VERSION = 4
+const BINDING_VERSION = 5
 
 export interface NativeBinding extends CodecBinding, NbdBinding, SystemBinding, VirtBinding {
   readonly bindingVersion: number

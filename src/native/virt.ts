@@ -54,6 +54,13 @@ export type VirtEvent =
       readonly type: number
       readonly status: number
     }
+  /** `device` as setBlockThreshold() was given it; told once. */
+  | {
+      readonly kind: 'block-threshold'
+      readonly uuid: string
+      readonly device: string
+      readonly threshold: number
+    }
   | { readonly kind: 'metadata'; readonly uuid: string; readonly uri: string }
 
 export interface VirtDomainInfo {
@@ -138,6 +145,11 @@ export interface NativeVirtConnection {
     disk: string,
   ): Promise<{ readonly capacity: number; readonly allocation: number; readonly physical: number }>
   blockResize(uuid: string, disk: string, bytes: number): Promise<void>
+  /**
+   * Has a `block-threshold` event sent when QEMU writes past `bytes` of a node: `vda`, or `vda[7]` with the index that
+   * the backup's XML gives its scratch. Replaces what was set before.
+   */
+  setBlockThreshold(uuid: string, device: string, bytes: number): Promise<void>
   diskErrors(uuid: string): Promise<{ readonly disk: string; readonly error: number }[]>
 
   listCheckpoints(uuid: string): Promise<VirtCheckpointInfo[]>

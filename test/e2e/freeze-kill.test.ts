@@ -104,7 +104,8 @@ t.test(
       while (guardiansOf(lab).length > 0 && performance.now() - dead < PATIENCE_MS) await delay(20)
       const thawed = await isThawed()
       longest = Math.max(longest, performance.now() - dead)
-      if (!thawed) t.fail(`frozen ${Math.round(performance.now() - dead)} ms after kill ${n} (${after} ms from ${from})`)
+      if (!thawed)
+        t.fail(`frozen ${Math.round(performance.now() - dead)} ms after kill ${n} (${after} ms from ${from})`)
       // What hangs for want of a thaw hangs here.
       await guest.exec(`echo ${n} > /mnt/vda/alive && sync`)
       if (IS_SWEEP && n % 25 === 24) {
