@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
@@ -7,16 +7,14 @@ import { join } from 'node:path'
 import { BackupError } from '../base/errors.js'
 import type { LibvirtUri } from '../model/libvirt-uri.js'
 import type { NbdAddress } from '../native/nbd.js'
+import { keeperOf, RemoteProgram } from './remote-program.js'
+import { greeter, SshMaster } from './ssh-master.js'
 
-/** Until somebody is logged in; name look-ups and slow key exchanges included. */
-const LOGIN_TIMEOUT_MS = 60_000
 const COMMAND_TIMEOUT_MS = 60_000
 const GREETING_TIMEOUT_MS = 30_000
-/** Of what ssh says on stderr, the end is kept. */
-const MAX_COMPLAINT = 4_000
 const MAX_ANSWER_BYTES = 16 * 1024 * 1024
-/** The remote end of the master: it says that it is there, and ends with us, however we end. */
-const GREETER = 'echo ready; exec cat >/dev/null'
+/** Without a sign of life from us for so long, what we run over there ends by itself. */
+const LEASE_SECONDS = 60
 
 export interface SshAnswer {
   readonly code: number
@@ -27,6 +25,8 @@ export interface SshAnswer {
 export interface SshPlace {
   /** Absolute, on this machine, closed to others; control and tunnel sockets lie in a directory below it. */
   readonly runtimeDir: string
+  /** After how many seconds without a sign of life from us everything of ours over there ends; default 60. */
+  readonly leaseSeconds?: number | undefined
 }
 
 /** The options of `ssh`, and the program, that libvirt's URI asks for: the same door as libvirt's own. */
@@ -65,7 +65,7 @@ export class SshLink implements AsyncDisposable {
   readonly #uri: LibvirtUri
   readonly #place: SshPlace
   #folder: Promise<string> | undefined
-  #master: Promise<Master> | undefined
+  #master: Promise<SshMaster> | undefined
   readonly #tunnels = new Map<string, Promise<NbdAddress>>()
   #lost = new AbortController()
   #isClosed = false
@@ -89,8 +89,7 @@ export class SshLink implements AsyncDisposable {
    */
   async run(script: string, args: readonly string[] = [], signal?: AbortSignal): Promise<SshAnswer> {
     const master = await this.#connected()
-    const words = args.map(quote).join(' ')
-    const text = `LC_ALL=C; export LC_ALL\nset -- ${words}\n${script}\n`
+    const text = scriptText(script, args)
     const answer = await runProgram(this.#program, [...this.#throughMaster(master), '--', this.host, 'sh'], {
       input: text,
       timeoutMs: COMMAND_TIMEOUT_MS,
@@ -99,6 +98,44 @@ export class SshLink implements AsyncDisposable {
     // What ssh itself ends with where it does not get through.
     if (answer.code === 255) throw this.#unreachable(answer.stderr)
     return answer
+  }
+
+  /**
+   * Starts a program there (its name and arguments; no shell parses them),
+   * connected to us by its standard streams. Its life is tied to ours: it is
+   * ended with `signal`, KILL unless given, when it is disposed of, when this
+   * process ends in whatever way, when the connection is lost, and after a
+   * minute without a sign of life from us (a power cut here, of which no word
+   * reaches sshd). Where it serves NBD on a Unix socket, reach() leads there as
+   * soon as it listens; untilListening() waits for that.
+   *
+   * Rejects with E_UNREACHABLE. Where there is no such program, it ends with
+   * 127 at once, and where the connection is lost, with 255.
+   */
+  async start(words: readonly string[], signal: 'KILL' | 'TERM' = 'KILL'): Promise<RemoteProgram> {
+    const master = await this.#connected()
+    const { script, args } = keeperOf({ lease: master.lease, signal, words })
+    const text = scriptText(script, args)
+    // The shell takes its script off standard input, to the byte; what comes after is the program's.
+    const shell = `exec sh -c 'eval "$(dd bs=1 count=${Buffer.byteLength(text)} 2>/dev/null)"'`
+    // Never over a connection of its own, where the shared one has just been lost.
+    const only = ['-o', 'ProxyCommand=false']
+    const child = spawn(this.#program, [...only, ...this.#throughMaster(master), '--', this.host, shell], {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      detached: true,
+    })
+    const program = new RemoteProgram(child)
+    program.stdin.write(text)
+    return program
+  }
+
+  /**
+   * Waits until something lies at `path` over there, as a socket does when its
+   * program listens. Rejects with E_TIMEOUT after half a minute, E_UNREACHABLE.
+   */
+  async untilListening(path: string, signal?: AbortSignal): Promise<void> {
+    if ((await this.run(AWAIT_SOCKET, [path], signal)).code === 0) return
+    throw new BackupError('E_TIMEOUT', `${this.host}: nothing listens at ${path}`)
   }
 
   /**
@@ -130,7 +167,7 @@ export class SshLink implements AsyncDisposable {
     return sshOptionsOf(this.#uri).program
   }
 
-  #throughMaster(master: Master): readonly string[] {
+  #throughMaster(master: SshMaster): readonly string[] {
     return [...sshOptionsOf(this.#uri).options, '-o', 'ControlMaster=no', '-S', master.control, ...QUIET]
   }
 
@@ -160,7 +197,7 @@ export class SshLink implements AsyncDisposable {
   }
 
   /** The connection that is alive, or a new one. */
-  async #connected(): Promise<Master> {
+  async #connected(): Promise<SshMaster> {
     if (this.#isClosed) throw this.#unreachable('it was closed')
     const present = await this.#master?.catch(() => undefined)
     if (present?.isAlive === true) return present
@@ -169,18 +206,23 @@ export class SshLink implements AsyncDisposable {
     return await this.#master
   }
 
-  async #connect(): Promise<Master> {
+  async #connect(): Promise<SshMaster> {
+    const leaseSeconds = this.#place.leaseSeconds ?? LEASE_SECONDS
     const control = join(await this.#ownFolder(), `c${randomBytes(3).toString('hex')}`)
     const { program, options } = sshOptionsOf(this.#uri)
     const own = ['ControlMaster=yes', 'ControlPersist=no', 'ClearAllForwardings=yes', 'StreamLocalBindUnlink=yes']
     const alive = ['ServerAliveInterval=5', 'ServerAliveCountMax=3', 'ConnectTimeout=30', 'BatchMode=yes']
     const said = [...own, ...alive].flatMap(option => ['-o', option])
-    const child = spawn(program, [...options, ...said, '-S', control, ...QUIET, '--', this.host, GREETER], {
-      stdio: ['pipe', 'pipe', 'pipe'],
-      // Ctrl-C is for us; we end it when we are done.
-      detached: true,
-    })
-    const master = new Master(child, control)
+    const child = spawn(
+      program,
+      [...options, ...said, '-S', control, ...QUIET, '--', this.host, greeter(leaseSeconds)],
+      {
+        stdio: ['pipe', 'pipe', 'pipe'],
+        // Ctrl-C is for us; we end it when we are done.
+        detached: true,
+      },
+    )
+    const master = new SshMaster(child, control, leaseSeconds)
     if (await master.isReady()) {
       const lost = new AbortController()
       this.#lost = lost
@@ -216,6 +258,15 @@ export class SshLink implements AsyncDisposable {
 
 const QUIET = ['-o', 'LogLevel=ERROR']
 
+const AWAIT_SOCKET = `
+tries=300
+until [ -S "$1" ]; do tries=$((tries - 1)); [ "$tries" -gt 0 ] || exit 1; sleep 0.1; done`
+
+/** What `sh` reads: messages in English, `args` as `$1`, `$2`, …. */
+function scriptText(script: string, args: readonly string[]): string {
+  return `LC_ALL=C; export LC_ALL\nset -- ${args.map(quote).join(' ')}\n${script}\n`
+}
+
 /** Prints the command that carries standard input and output to a socket; `%` is the socket. Fails where there is none or it is closed to us. */
 const RELAY_PROBE = `
 [ -S "$1" ] || { echo "$1 is not there"; exit 1; }
@@ -223,60 +274,6 @@ const RELAY_PROBE = `
 if command -v nc >/dev/null && nc -h 2>&1 | grep -q -- '-U'; then echo 'nc -U %'
 elif command -v socat >/dev/null; then echo 'socat - UNIX-CONNECT:%'
 else echo 'neither nc -U nor socat is installed'; exit 1; fi`
-
-/** A multiplexing ssh process. */
-class Master {
-  readonly control: string
-  readonly ended: Promise<void>
-  readonly #child: ChildProcess
-  #complaint = ''
-  #isOver = false
-
-  constructor(child: ChildProcess, control: string) {
-    this.#child = child
-    this.control = control
-    child.stdin?.on('error', () => undefined)
-    child.stderr?.on(
-      'data',
-      (part: Buffer) => (this.#complaint = (this.#complaint + part.toString()).slice(-MAX_COMPLAINT)),
-    )
-    this.ended = new Promise(done => {
-      const over = (why: string) => {
-        this.#isOver = true
-        this.#complaint += why
-        done()
-      }
-      child.once('error', error => over(error.message))
-      child.once('close', () => over(''))
-    })
-  }
-
-  get isAlive(): boolean {
-    return !this.#isOver
-  }
-
-  /** What ssh said on stderr. */
-  get complaint(): string {
-    return this.#complaint
-  }
-
-  /** Whether it has logged in. */
-  async isReady(): Promise<boolean> {
-    const greeted = new Promise<boolean>(done => this.#child.stdout?.once('data', () => done(true)))
-    const late = new Promise<boolean>(done => {
-      const timer = setTimeout(() => done(false), LOGIN_TIMEOUT_MS)
-      void Promise.race([greeted, this.ended]).then(() => clearTimeout(timer))
-    })
-    return await Promise.race([greeted, late, this.ended.then(() => false)])
-  }
-
-  /** Ends it and all that runs over it. */
-  async end(): Promise<void> {
-    if (this.#isOver) return
-    this.#child.kill('SIGTERM')
-    await this.ended
-  }
-}
 
 /** undefined where an NBD server says its first word on the socket; else what happened instead. */
 function greetingFailure(path: string): Promise<string | undefined> {
