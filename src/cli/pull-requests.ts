@@ -6,6 +6,7 @@ import type { PullRequest } from '../jobs/pull-ports.js'
 import type { DomainJob, JobSettings } from '../model/domain-job.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import type { RemoteWish } from '../model/remote-way.js'
+import { parseScratchDevices } from '../model/scratch-device.js'
 import { type Selection, selectDomains } from '../model/selector.js'
 import { localTimeZone } from './points.js'
 
@@ -34,6 +35,8 @@ export interface PreparedPull {
   readonly request: PullRequest
   readonly connections: number
   readonly scratchDir: string | undefined
+  /** By disk target. */
+  readonly scratchDevices: ReadonlyMap<string, string>
   readonly remote?: RemoteWish | undefined
 }
 
@@ -73,6 +76,7 @@ export function pullFor(
   return {
     connections: settings.connections === undefined ? CONNECTIONS : orAllCores(settings.connections),
     scratchDir: settings.scratchDir,
+    scratchDevices: parseScratchDevices(settings.scratchDevices ?? []),
     remote: wishes.remote,
     request: {
       domain,

@@ -287,6 +287,7 @@ export interface PullOptions {
   /** Of reading from the domain. */
   readonly pace?: Pace | undefined
   readonly scratchDir: string | undefined
+  readonly scratchDevices: ReadonlyMap<string, string>
   /** Taken by the first pull that needs one. */
   readonly guardian?: SpareGuardian | undefined
   /** What flags say of a libvirt on another machine. */
@@ -297,7 +298,7 @@ export interface PullOptions {
 export async function makePullJob(
   session: RunContext,
   parts: { readonly targets: readonly PullTarget[]; readonly machine: Machine },
-  { connections, scratchDir, pace, guardian, remote }: PullOptions,
+  { connections, scratchDir, scratchDevices, pace, guardian, remote }: PullOptions,
 ): Promise<PullJob> {
   const { PullJob } = await import('../jobs/pull-job.js')
   const { ExportReader } = await import('../nbd/export-reader.js')
@@ -308,7 +309,7 @@ export async function makePullJob(
   const wish = { ...remoteWish(await session.config(), remote), scratchDir }
   return new PullJob({
     targets: parts.targets,
-    hypervisor: await makePullHost(parts.machine, await placesOn(access.uri, ways, wish)),
+    hypervisor: await makePullHost(parts.machine, { ...(await placesOn(access.uri, ways, wish)), scratchDevices }),
     openExport: async (address, { exportName, bitmap }, signal) => {
       const isThere = address.socket !== undefined && ways.ssh !== undefined
       const reached = isThere ? await ways.ssh.reach(address.socket) : address

@@ -47,6 +47,7 @@ const ionice = z
   .string()
   .regex(/^(idle|best-effort(:[0-7])?)$/, { error: 'expected idle, best-effort, or best-effort:0 to best-effort:7' })
 const url = z.url({ error: 'expected a URL' })
+const devicePath = z.string().regex(/^\//, { error: 'expected the path of a block device' })
 const percent = z.string().regex(/^(100|\d{1,2})(\.\d+)?\s*%$/, { error: 'expected a percentage such as 5%' })
 const count = z
   .union([z.int().min(0), z.literal('*')])
@@ -121,6 +122,10 @@ const settings = {
     .describe('bytes per second, of all domains together for which this very line counts; 0: no limit'),
   min_change: size.optional().describe('skip a run where less than this has changed'),
   scratch_dir: path.optional(),
+  scratch_devices: z
+    .record(z.string().regex(/^[A-Za-z][A-Za-z0-9]*$/, { error: 'expected a disk such as vda' }), devicePath)
+    .optional()
+    .describe('block devices instead, each for one disk; they are overwritten'),
   last: count.optional(),
   hourly: count.optional(),
   daily: count.optional(),

@@ -30,6 +30,7 @@ export const SETTING_KEYS: Readonly<Record<keyof JobSettings, keyof RawSettings>
   bwlimit: 'bwlimit',
   minChange: 'min_change',
   scratchDir: 'scratch_dir',
+  scratchDevices: 'scratch_devices',
   last: 'last',
   hourly: 'hourly',
   daily: 'daily',
@@ -129,6 +130,9 @@ export function settingsFrom(raw: RawSettings): JobSettings {
     bwlimit: optional(raw.bwlimit, bytesIn),
     minChange: optional(raw.min_change, bytesIn),
     scratchDir: raw.scratch_dir,
+    scratchDevices: optional(raw.scratch_devices, devices =>
+      Object.entries(devices).map(([disk, device]) => `${disk}=${device}`),
+    ),
     last: raw.last,
     hourly: raw.hourly,
     daily: raw.daily,

@@ -12,6 +12,8 @@ export interface BegunBackup {
   readonly address: SessionAddress
   /** Wall-clock milliseconds, just before the instant that the disks show. */
   readonly time: number
+  /** libvirt's names of the images that scratch is in, as `vda[7]`, by disk target; where it gives none, none. */
+  readonly scratchNodes: ReadonlyMap<string, string>
   /** Bases that libvirt did not confirm. */
   readonly warnings: readonly Warning[]
 }
@@ -134,11 +136,13 @@ async function readBack(
   }
   const warnings: Warning[] = []
   const disks: ExportedDisk[] = []
+  const scratchNodes = new Map<string, string>()
   for (const asked of request.disks) {
     const found = running.disks.find(disk => disk.target === asked.target)
     if (found === undefined) {
       throw new BackupError('E_LIBVIRT', `libvirt left disk ${asked.target} of ${domain.name} out of the backup`)
     }
+    if (found.index !== undefined) scratchNodes.set(asked.target, `${asked.target}[${found.index}]`)
     const bitmap = confirmedBitmap(asked, found)
     if (bitmap === undefined && asked.base !== undefined) warnings.push(chainWarning(asked.target, asked.base))
     const { capacity } = await hypervisor.call(connection => connection.blockInfo(domain.uuid, asked.target))
@@ -152,7 +156,7 @@ async function readBack(
       size: capacity,
     })
   }
-  return { disks, time: tried.time, warnings }
+  return { disks, time: tried.time, scratchNodes, warnings }
 }
 
 function confirmedBitmap(asked: RequestedDisk, found: BackupDisk): string | undefined {

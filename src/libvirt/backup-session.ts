@@ -7,6 +7,7 @@ import { beginWithFallback, type BegunBackup } from './backup-begin.js'
 import { checkpointXml, cleanupWarning, deleteCheckpoint, listCheckpoints } from './checkpoints.js'
 import { freezeAround, type FreezeOutcome } from './freeze.js'
 import { type Hypervisor, isDomainGone, libvirtFailure } from './hypervisor.js'
+import { blockDeviceSize } from './scratch-devices.js'
 import { ScratchWatch } from './scratch-watch.js'
 import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } from './session-types.js'
 
@@ -15,12 +16,16 @@ const STATE_RUNNING = 1
 const STATE_BLOCKED = 2
 const STATE_PAUSED = 3
 
+/** Room on a scratch device that must stay: what a domain may write while the job is ended. */
+const DEVICE_MARGIN_BYTES = 512 * 1024 ** 2
+
 interface SessionParts {
   readonly hypervisor: Hypervisor
   readonly request: SessionRequest
   /** Then a pause by an I/O error is the session's doing. */
   readonly mayResume: boolean
   readonly begun: BegunBackup
+  readonly thresholds: ReadonlyMap<string, number>
   readonly checkpoint: BackupSessionPort['checkpoint']
   readonly consistency: Consistency
   readonly warnings: readonly Warning[]
@@ -59,6 +64,7 @@ export class LiveBackupSession implements BackupSessionPort {
       domain: request.domain,
       scratchFiles: scratchFilesOf(request.disks),
       limits: request.scratchLimits,
+      thresholds: parts.thresholds,
     })
     this.#failure = lost === undefined ? this.#watch.signal : AbortSignal.any([this.#watch.signal, lost])
   }
@@ -226,10 +232,24 @@ async function partsOf(
     request,
     mayResume: outcome.mayResume,
     begun: outcome.result,
+    thresholds: await thresholdsOf(request, outcome.result),
     checkpoint,
     consistency: outcome.consistency,
     warnings: [...outcome.warnings, ...outcome.result.warnings, ...unwatchedWarning(hypervisor, request)],
   }
+}
+
+/** Of devices, which have an end, and of what `--scratch-limit` says. */
+async function thresholdsOf({ disks, scratchLimits }: SessionRequest, { scratchNodes }: BegunBackup) {
+  const thresholds = new Map<string, number>()
+  for (const { target, scratch } of disks) {
+    const node = scratchNodes.get(target)
+    const size = scratch.kind === 'block' ? await blockDeviceSize(scratch.path) : undefined
+    const end = size === undefined ? Infinity : size - Math.min(DEVICE_MARGIN_BYTES, size / 4)
+    const bytes = Math.min(end, scratchLimits.maxUsedBytes ?? Infinity)
+    if (node !== undefined && bytes < Infinity) thresholds.set(node, Math.floor(bytes))
+  }
+  return thresholds
 }
 
 async function refuseStopped(hypervisor: Hypervisor, domain: DomainRef): Promise<void> {

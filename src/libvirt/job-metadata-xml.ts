@@ -4,6 +4,7 @@ import { BROKEN_CHAIN_POLICIES, DEFAULT_JOB_ID, isJobId } from '../model/domain-
 import type { BrokenChainPolicy, DomainJob, JobSettings, Quiesce } from '../model/domain-job.js'
 import { parseDuration, writeDuration } from '../model/duration.js'
 import type { KeepCount } from '../model/retention.js'
+import { parseScratchDevices } from '../model/scratch-device.js'
 import { parseSize } from '../model/size.js'
 import { didYouMean } from '../model/suggest.js'
 import { buildXml, element, parseXml, textElement, toNode } from './element-xml.js'
@@ -136,6 +137,19 @@ const CHILDREN: Readonly<Record<string, ChildShape>> = {
   bwlimit: text('bwlimit', parseSize, (settings, value) => (settings.bwlimit = value)),
   minChange: text('minChange', parseSize, (settings, value) => (settings.minChange = value)),
   scratchDir: text('scratchDir', String, (settings, value) => (settings.scratchDir = value)),
+  scratch: {
+    attributes: ['disk', 'dev'],
+    read: (settings, { attributes }, read) => {
+      const text = `${attributes.get('disk') ?? ''}=${attributes.get('dev') ?? ''}`
+      const all = [...(settings.scratchDevices ?? []), text]
+      read(
+        'scratch',
+        text,
+        () => parseScratchDevices(all),
+        () => (settings.scratchDevices = all),
+      )
+    },
+  },
   onBrokenChain: text('onBrokenChain', parseBrokenChain, (settings, value) => (settings.onBrokenChain = value)),
   disableIfPoweredOff: text(
     'disableIfPoweredOff',
@@ -209,6 +223,9 @@ function jobElement({ id, group, description, settings }: DomainJob): XmlNode {
     ...one('bwlimit', settings.bwlimit),
     ...one('minChange', settings.minChange),
     ...one('scratchDir', settings.scratchDir),
+    ...[...parseScratchDevices(settings.scratchDevices ?? [])].map(([disk, dev]) =>
+      element('scratch', { disk, dev }, []),
+    ),
     ...one('onBrokenChain', settings.onBrokenChain),
     ...one('disableIfPoweredOff', yesNo(settings.disableIfPoweredOff)),
     ...one('startPaused', yesNo(settings.startPaused)),

@@ -1,4 +1,5 @@
-import { lstat, statfs, unlink } from 'node:fs/promises'
+import { statfsSync } from 'node:fs'
+import { lstat, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
 import { messageOf } from '../base/errors.js'
@@ -33,12 +34,24 @@ export async function exists(path: string): Promise<boolean> {
   )
 }
 
-/** Free bytes where these files are or will be, of the fullest place; undefined where it is not on this machine. */
-export async function freeSpaceFor(files: readonly string[]): Promise<number | undefined> {
+/**
+ * Free bytes where these files are or will be, of the fullest place; undefined where it is not on this machine. It
+ * does not go through libuv's pool: a store that hangs may have taken all of that, and a guest would be paused meanwhile.
+ */
+export function freeSpaceFor(files: readonly string[]): Promise<number | undefined> {
   let least: number | undefined
   for (const folder of new Set(files.map(file => dirname(file)))) {
-    const found = await statfs(folder).catch(() => undefined)
-    if (found !== undefined) least = Math.min(least ?? Infinity, found.bavail * found.bsize)
+    const free = freeBytesOf(folder)
+    if (free !== undefined) least = Math.min(least ?? Infinity, free)
   }
-  return least
+  return Promise.resolve(least)
+}
+
+function freeBytesOf(folder: string): number | undefined {
+  try {
+    const { bavail, bsize } = statfsSync(folder)
+    return bavail * bsize
+  } catch {
+    return undefined
+  }
 }

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 
 import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import { classifyDisk } from '../model/disk-class.js'
-import { describeSource, type DomainDisk } from '../model/domain.js'
+import { describeSource, type DomainDescription, type DomainDisk } from '../model/domain.js'
 import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
 import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
 import { endOwnJob, resumeAfterJob, runningBackup } from './backup-job.js'
@@ -18,6 +18,7 @@ import { countOffline, offlineHealth } from './offline-checkpoints.js'
 import { isOff, localPath, whyUnreadable } from './offline-images.js'
 import { OfflineBackupSession } from './offline-session.js'
 import { filesOf, nameRunPlaces, type PlacesPolicy, runMarkOf, type RunPlaces } from './run-places.js'
+import { ScratchDevices } from './scratch-devices.js'
 import type { BackupSessionPort, NewCheckpoint, SessionRequest } from './session-types.js'
 
 /** Bytes of randomness in the names of a run. */
@@ -72,7 +73,7 @@ export class PullHost {
     const disks: SurveyedDisk[] = []
     const isRunning = xml.live !== undefined
     for (const disk of description.disks) disks.push(await this.#surveyDisk(disk, isRunning, signal))
-    const { swtpmDir } = this.#options
+    const { swtpmDir, scratchDevices = new Map<string, string>() } = this.#options
     const { files, warnings } = await this.#hypervisor.files.domainFiles(description, { swtpmDir, isRunning })
     const xmlFile = (name: string, text: string): DomainFile => ({ name, bytes: Buffer.from(text), path: undefined })
     return {
@@ -82,7 +83,7 @@ export class PullHost {
         ...(xml.live === undefined ? [] : [xmlFile('domain-live.xml', xml.live)]),
         ...files,
       ],
-      warnings,
+      warnings: [...warnings, ...unusedDevices(description, scratchDevices)],
     }
   }
 
@@ -142,11 +143,20 @@ export class PullHost {
     return nameRunPlaces(this.#options, { prefix, token: token ?? randomBytes(TOKEN_BYTES).toString('hex') }, targets)
   }
 
-  /** Makes the directories; disposing removes them with what is left in them. Rejects with E_CONFIG. */
+  /**
+   * Claims the block devices and makes the directories; disposing lets go of those, and removes these with what is left in
+   * them. Rejects with E_CONFIG, and as ScratchDevices.claim().
+   */
   async makePlaces(places: RunPlaces): Promise<AsyncDisposable> {
     const capabilities = await this.#hypervisor.call(connection => connection.capabilities())
     const { files } = this.#hypervisor
-    await files.makeRunPlaces(places, parseQemuUser(capabilities))
+    const devices = await ScratchDevices.claim(this.#hypervisor, places.scratch.values())
+    try {
+      await files.makeRunPlaces(places, parseQemuUser(capabilities))
+    } catch (error) {
+      await devices[Symbol.asyncDispose]()
+      throw error
+    }
     return {
       [Symbol.asyncDispose]: async () => {
         try {
@@ -155,6 +165,8 @@ export class PullHost {
           // libvirt removes the files themselves; of a directory that stays empty on a machine that is out
           // of reach nothing follows for a recovery point that is made.
           if (errorCodeOf(error) !== 'E_UNREACHABLE') throw error
+        } finally {
+          await devices[Symbol.asyncDispose]()
         }
       },
     }
@@ -213,6 +225,15 @@ export class PullHost {
     await this.#hypervisor.files.removeRunPlaces([socket])
     return true
   }
+}
+
+/** A misspelt disk would have its scratch elsewhere without a word. */
+function unusedDevices({ name, disks }: DomainDescription, devices: ReadonlyMap<string, string>): readonly Warning[] {
+  const unknown = [...devices].filter(([target]) => !disks.some(disk => disk.target === target))
+  return unknown.map(([target, device]) => ({
+    code: 'W_SCRATCH',
+    message: `${name} has no disk ${target}: the scratch device ${device} is not used`,
+  }))
 }
 
 /** By what a job is known whose places namePlaces() made up, here or for another store. */

@@ -12,6 +12,8 @@ export interface PlacesPolicy {
   readonly runtimeDir: string
   /** On fast local storage with room for what the guests overwrite during a backup. Absolute. */
   readonly scratchDir: string
+  /** By disk target: block devices that are overwritten, instead of files in `scratchDir`. */
+  readonly scratchDevices?: ReadonlyMap<string, string> | undefined
   /** QEMU serves on a TCP port instead of a socket; nothing is then in `runtimeDir`. */
   readonly tcp?: TcpPolicy | undefined
   /** Nobody can make a directory there: the scratch files go into `scratchDir` itself. */
@@ -59,9 +61,11 @@ export function nameRunPlaces(
     })
   }
   const between = policy.isFlat === true ? '-' : '/'
-  const scratch = targets.map(
-    (target, i) => [target, { kind: 'file', path: `${run}${between}disk-${i}.qcow2` }] as const,
-  )
+  const scratch = targets.map((target, i): [string, ScratchPlace] => {
+    const device = policy.scratchDevices?.get(target)
+    if (device !== undefined) return [target, { kind: 'block', path: device }]
+    return [target, { kind: 'file', path: `${run}${between}disk-${i}.qcow2` }]
+  })
   return {
     token: names.token,
     checkpoint: `${names.prefix}${names.token}`,

@@ -9,6 +9,8 @@ export interface WatchedSession {
   readonly domain: DomainRef
   readonly scratchFiles: readonly string[]
   readonly limits: ScratchLimits
+  /** By libvirt's name of a scratch image (`vda[7]`): where QEMU must not write past. */
+  readonly thresholds: ReadonlyMap<string, number>
 }
 
 /** How far ahead of the present growth the watch looks, in intervals. */
@@ -20,13 +22,16 @@ const STOPPED = 5
 const SUSPENDED_IOERROR = 2
 /** virDomainEventIOErrorAction. */
 const ACTION_PAUSE = 1
+const ACTION_REPORT = 2
 
 /**
  * Watches a session's scratch and domain until disposed of. `signal` aborts
  * with E_NO_SPACE before the scratch fills (a full one pauses the whole
- * domain), or as soon as the domain was paused by an I/O error; and with
+ * domain), or as soon as the domain was paused, or one of its writes failed, by an I/O error; and with
  * E_SOURCE_GONE when the domain stopped or the job is no longer there. A daemon
  * that restarts does not end a session: QEMU goes on serving.
+ *
+ * It needs nothing of what a store that hangs can hold up: no thread of libuv's pool.
  */
 export class ScratchWatch implements AsyncDisposable {
   readonly #hypervisor: Hypervisor
@@ -34,6 +39,8 @@ export class ScratchWatch implements AsyncDisposable {
   readonly #lost = new AbortController()
   readonly #stop = new AbortController()
   readonly #done: Promise<unknown>
+  /** Over which the thresholds were set: an event that a lost one should have brought comes with the next write. */
+  #armed: unknown
   #last: { readonly freeBytes: number; readonly at: number } | undefined
 
   constructor(hypervisor: Hypervisor, session: WatchedSession) {
@@ -53,7 +60,7 @@ export class ScratchWatch implements AsyncDisposable {
 
   async #listen(): Promise<void> {
     for await (const event of this.#hypervisor.events(this.#stop.signal)) {
-      const loss = lossOf(event, this.#session.domain)
+      const loss = lossOf(event, this.#session)
       if (loss !== undefined) this.#lose(loss)
     }
   }
@@ -78,6 +85,7 @@ export class ScratchWatch implements AsyncDisposable {
     const { domain, limits } = this.#session
     // Space first: it is asked of the machine, whatever the daemon does.
     await this.#checkRoom()
+    await this.#arm()
     const stats = await this.#stats()
     if (stats === undefined || this.#stop.signal.aborted) return
     if (stats.type === 0) this.#lose(goneError(domain, 'its backup job was ended by somebody else'))
@@ -93,6 +101,14 @@ export class ScratchWatch implements AsyncDisposable {
       if (isConnectionLoss(error)) return undefined
       throw error
     }
+  }
+
+  async #arm(): Promise<void> {
+    const { domain, thresholds } = this.#session
+    const { connection } = this.#hypervisor
+    if (thresholds.size === 0 || this.#armed === connection) return
+    for (const [node, bytes] of thresholds) await connection.setBlockThreshold(domain.uuid, node, bytes)
+    this.#armed = connection
   }
 
   async #checkRoom(): Promise<void> {
@@ -124,7 +140,7 @@ export function expectedFree(
   return now.freeBytes - lossPerMs * aheadMs
 }
 
-function lossOf(event: VirtEvent, domain: DomainRef): BackupError | undefined {
+function lossOf(event: VirtEvent, { domain, thresholds }: WatchedSession): BackupError | undefined {
   if (event.kind === 'lifecycle' && event.uuid === domain.uuid) {
     if (event.event === STOPPED) return goneError(domain, 'it stopped')
     const isPausedByError = event.event === SUSPENDED && event.detail === SUSPENDED_IOERROR
@@ -133,6 +149,11 @@ function lossOf(event: VirtEvent, domain: DomainRef): BackupError | undefined {
   if (event.kind === 'io-error' && event.uuid === domain.uuid && event.action === ACTION_PAUSE) {
     return fullError(domain, `it was paused by an I/O error (${event.reason})`)
   }
+  if (event.kind === 'io-error' && event.uuid === domain.uuid && event.action === ACTION_REPORT)
+    return failedError(domain)
+  if (event.kind === 'block-threshold' && event.uuid === domain.uuid && thresholds.has(event.device)) {
+    return fullError(domain, `its scratch ${event.device} has grown past ${formatSize(event.threshold)}`)
+  }
   return undefined
 }
 
@@ -140,6 +161,17 @@ function goneError(domain: DomainRef, why: string): BackupError {
   return new BackupError('E_SOURCE_GONE', `${domain.name} cannot be read any more`, {
     why,
     hints: ['run the backup again when the domain runs'],
+  })
+}
+
+/** QEMU pauses a domain where there is "no space", and tells the guest of any other error: also of a quota. */
+function failedError(domain: DomainRef): BackupError {
+  return new BackupError('E_IO', `the backup of ${domain.name} was given up: a write of the domain has failed`, {
+    why: 'QEMU told the guest of an I/O error: of its own disk, or of the scratch, as a quota gives one',
+    hints: [
+      "see what the guest's kernel says, and check its file systems",
+      'if the scratch files are under a quota, stay below it:   --scratch-limit SIZE',
+    ],
   })
 }
 

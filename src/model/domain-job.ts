@@ -42,6 +42,8 @@ export interface JobSettings extends Partial<Readonly<Record<Period | 'last', Ke
   /** Bytes; below it a run is skipped. */
   readonly minChange?: number | undefined
   readonly scratchDir?: string | undefined
+  /** As written, `vda=/dev/vg/scratch`; `parseScratchDevices` reads it. */
+  readonly scratchDevices?: readonly string[] | undefined
 
   /** Milliseconds. */
   readonly within?: number | undefined

@@ -76,6 +76,12 @@ export default class PullCommand extends BaseCommand {
       summary: 'start domains that are off, paused, instead of reading their images; for encrypted and network disks',
     }),
     'scratch-dir': Flags.string({ summary: 'where QEMU keeps what the guest overwrites meanwhile', helpValue: 'DIR' }),
+    'scratch-device': Flags.string({
+      summary: 'for one disk a block device instead; it is overwritten (repeatable)',
+      helpValue: 'vda=/dev/vg/s',
+      multiple: true,
+      multipleNonGreedy: true,
+    }),
     'scratch-limit': Flags.string({ summary: 'give up when scratch takes more', helpValue: '20GiB' }),
     tls: Flags.boolean({
       summary: 'of another machine: read disks over TLS, not through ssh',
@@ -107,6 +113,7 @@ export default class PullCommand extends BaseCommand {
         bwlimit: flags.bwlimit === undefined ? undefined : parseSize(flags.bwlimit),
         minChange: flags['min-change'] === undefined ? undefined : parseSize(flags['min-change']),
         scratchDir: flags['scratch-dir'],
+        scratchDevices: flags['scratch-device'],
         tags: flags.tag,
         // Absent is not false: the configuration may ask for it.
         startPaused: flags['start-paused'] ? true : undefined,

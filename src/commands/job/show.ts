@@ -83,6 +83,7 @@ const ALL_NAMES = [
   'bwlimit',
   'minChange',
   'scratchDir',
+  'scratchDevices',
   'last',
   'hourly',
   'daily',

@@ -113,6 +113,7 @@ const SETTING_CONSUMERS: Readonly<Record<keyof typeof SETTING_KEYS, readonly [st
   bwlimit: ['cli/paces.ts', 'settings.bwlimit'],
   minChange: ['cli/pull-requests.ts', 'settings.minChange'],
   scratchDir: ['cli/pull-requests.ts', 'settings.scratchDir'],
+  scratchDevices: ['cli/pull-requests.ts', 'settings.scratchDevices'],
   last: ['config/settings.ts', 'last, hourly, daily'],
   hourly: ['config/settings.ts', 'last, hourly, daily'],
   daily: ['config/settings.ts', 'last, hourly, daily'],

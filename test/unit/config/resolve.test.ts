@@ -177,6 +177,7 @@ t.test('every setting has a key of the file, and is read from it', async t => {
     bwlimit: 5,
     min_change: '1MiB',
     scratch_dir: '/s',
+    scratch_devices: { vda: '/dev/vg/s' },
     last: 1,
     hourly: 2,
     daily: 3,

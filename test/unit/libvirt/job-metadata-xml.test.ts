@@ -72,6 +72,7 @@ const settings = fc.record({
   bwlimit: option(fc.nat()),
   minChange: option(fc.nat()),
   scratchDir: option(word),
+  scratchDevices: fc.constantFrom(undefined, ['vda=/dev/vg/s'], ['vda=/dev/vg/a', 'vdb=/dev/vg/b']),
   within: option(fc.nat()),
   keepTags: words,
   tags: words,
