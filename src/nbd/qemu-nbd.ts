@@ -122,10 +122,13 @@ function isDone(flag: boolean): boolean {
 }
 
 function argumentsFor(image: ServedImage): readonly string[] {
+  return [`--socket=${image.socket}`, `--pid-file=${image.socket}.pid`, ...servingArguments(image)]
+}
+
+/** Of qemu-nbd, on whatever machine: all but where it listens. */
+export function servingArguments(image: Omit<ServedImage, 'socket'>): readonly string[] {
   return [
     `--shared=${MAX_CLIENTS}`,
-    `--socket=${image.socket}`,
-    `--pid-file=${image.socket}.pid`,
     `--export-name=${image.exportName}`,
     '--discard=unmap',
     ...(image.writable ? [] : ['--read-only']),
