@@ -47,6 +47,7 @@ const MAP: ModuleMap = {
     'cli/instant-wire.ts',
     'cli/resume-wire.ts',
     'cli/remote-wire.ts',
+    'cli/remote-restore-wire.ts',
     'cli/daemon-wire.ts',
     'cli/guardian-main.ts',
     'cli/command-table.ts',

@@ -17,8 +17,8 @@ import { inSeconds } from './output.js'
 import { runtimeDir, stateDir } from './places.js'
 import { findPoint } from './points.js'
 import { printable } from './printable.js'
-import { connectLocal } from './restore-run.js'
-import { makeDomainRestore, makeImages, makePassableDirectory, ownNamespaces } from './restore-wire.js'
+import { connectLocal } from './restore-connect.js'
+import { localPlace, makeDomainRestore, makeImages, makePassableDirectory, ownNamespaces } from './restore-wire.js'
 import type { RestoreWishes } from './restore-wishes.js'
 import type { Session } from './session.js'
 import { qemuUserOf, serveForQemu } from './trial-wire.js'
@@ -144,7 +144,7 @@ async function makeInstantRestore(
   return new InstantRestore({
     host: patientHost(machine.hypervisor),
     pullBytesPerSecond,
-    domains: await makeDomainRestore(store, machine, await makeImages()),
+    domains: await makeDomainRestore(store, machine, localPlace(machine, await makeImages())),
     serve: async where => {
       await mkdir(runtimeDir(), { recursive: true })
       return await serveForQemu({ store, user }, where, error => session.complain(error.message))

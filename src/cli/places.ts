@@ -28,14 +28,18 @@ export function stateDir(): string {
  * daemon has them under the user's configuration. VIRTVAULT_NVRAM_DIR and
  * VIRTVAULT_SWTPM_DIR are for a libvirt that was built with another prefix.
  */
-export function firmwarePlaces(uri: string): FirmwarePlaces {
-  const { VIRTVAULT_NVRAM_DIR: nvram, VIRTVAULT_SWTPM_DIR: swtpm, XDG_CONFIG_HOME: config } = process.env
+export function firmwarePlaces(uri: string, configHome = ownConfigHome()): FirmwarePlaces {
+  const { VIRTVAULT_NVRAM_DIR: nvram, VIRTVAULT_SWTPM_DIR: swtpm } = process.env
   const isSession = /^[^?]*\/session\b/.test(uri)
-  const own = join(config === undefined || config === '' ? join(homedir(), '.config') : config, 'libvirt', 'qemu')
+  const own = join(configHome, 'libvirt', 'qemu')
   return {
     nvram: filled(nvram) ?? join(isSession ? own : '/var/lib/libvirt/qemu', 'nvram'),
     swtpm: filled(swtpm) ?? join(isSession ? own : '/var/lib/libvirt', 'swtpm'),
   }
+}
+
+function ownConfigHome(): string {
+  return filled(process.env['XDG_CONFIG_HOME']) ?? join(homedir(), '.config')
 }
 
 function filled(value: string | undefined): string | undefined {

@@ -152,6 +152,11 @@ async function requireCertificates(folder: string): Promise<void> {
   }
 }
 
+/** Where sockets of ours lie over there. Rejects with E_UNREACHABLE. */
+export async function remoteRuntimeDir(uri: string, ssh: SshLink, wish: RemoteWish): Promise<string> {
+  return wish.runtimeDir ?? (await homeOf(uri, ssh, false)).runtimeDir
+}
+
 async function homeOf(uri: string, ssh: SshLink | undefined, isNamed: boolean) {
   if (ssh === undefined) return { runtimeDir: '/', scratchDir: SCRATCH_WITHOUT_SSH }
   if (isNamed) return { runtimeDir: '/', scratchDir: '/' }

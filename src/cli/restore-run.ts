@@ -8,14 +8,17 @@ import type { DomainRestore, PreparedDomain } from '../jobs/restore-domain.js'
 import type { MeasuredDisk, RestoreJob, RestoreResult } from '../jobs/restore-job.js'
 import type { RestoreDestination, RestorePlan } from '../jobs/restore-plan.js'
 import type { LocalImages } from '../image/local-images.js'
+import type { RemoteImages } from '../image/remote-images.js'
 import type { FileOwner } from '../image/image-writer.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
-import { requireLocal } from './local-libvirt.js'
+import { connectForFiles, openRemote } from './restore-connect.js'
 import { Paces } from './paces.js'
 import { findPoint } from './points.js'
+import type { RemotePlace } from './remote-restore-wire.js'
 import {
   fileNames,
+  localPlace,
   makeDirectory,
   makeDomainRestore,
   makeImages,
@@ -23,13 +26,13 @@ import {
   makeRestoreJob,
   ownNamespaces,
   planRestore,
+  remotePlace,
   resolveOwner,
 } from './restore-wire.js'
 import { beginResumable, dropRestoreState, withPartials } from './resume-wire.js'
 import type { RestoreWishes, WantedDiskPlace, WantedDomain } from './restore-wishes.js'
-import type { RunContext, Session } from './session.js'
-import { DEFAULT_CONNECT } from './settings.js'
-import { connectMachine, findTarget, leaseForReading, type Machine, openStore } from './wire.js'
+import type { Session } from './session.js'
+import { findTarget, leaseForReading, type Machine, openStore } from './wire.js'
 
 /** How one point of a restore ended. */
 export type RestoreOutcome =
@@ -89,10 +92,9 @@ export async function runRestore(
   await using _lease = await leaseForReading(store)
   const chosen = await choosePoints(store, wishes)
   const needsLibvirt = wishes.domain !== undefined || wishes.destination.kind === 'pool'
-  await using machine = needsLibvirt
-    ? await connectLocal(session, 'restored images and the firmware’s state')
-    : undefined
-  const work = await new RestoreWork(session, { store, machine, wishes, resuming }).prepare()
+  await using machine = needsLibvirt ? await connectForFiles(session, 'images and the firmware’s state') : undefined
+  await using remote = machine === undefined ? undefined : await openRemote(session, machine)
+  const work = await new RestoreWork(session, { store, machine, remote, wishes, resuming }).prepare()
 
   const outcomes: RestoreOutcome[] = []
   for (const one of chosen) {
@@ -105,13 +107,6 @@ export async function runRestore(
     }
   }
   return { outcomes }
-}
-
-/** The libvirt of this machine; rejects with E_REFUSED where another one is named. */
-export async function connectLocal(session: RunContext, what: string): Promise<Machine> {
-  const uri = session.settings.connect ?? (await session.config()).config.uri ?? DEFAULT_CONNECT
-  requireLocal(uri, what)
-  return await connectMachine(session)
 }
 
 async function choosePoints(store: StorePort, wishes: RestoreWishes): Promise<readonly Chosen[]> {
@@ -169,10 +164,11 @@ class RestoreWork {
   readonly #session: Session
   readonly #store: StorePort
   readonly #machine: Machine | undefined
+  readonly #remote: RemotePlace | undefined
   readonly #wishes: RestoreWishes
   readonly #resuming: Resuming
   #job: RestoreJob | undefined
-  #images: LocalImages | undefined
+  #images: LocalImages | RemoteImages | undefined
   #domains: DomainRestore | undefined
   #owner: FileOwner | undefined
   #poolPath: string | undefined
@@ -182,6 +178,7 @@ class RestoreWork {
     parts: {
       readonly store: StorePort
       readonly machine: Machine | undefined
+      readonly remote: RemotePlace | undefined
       readonly wishes: RestoreWishes
       readonly resuming: Resuming
     },
@@ -190,24 +187,29 @@ class RestoreWork {
     this.#session = session
     this.#store = parts.store
     this.#machine = parts.machine
+    this.#remote = parts.remote
     this.#wishes = parts.wishes
   }
 
   async prepare(): Promise<this> {
     const { destination, images: wanted, domain } = this.#wishes
-    const images = await makeImages()
+    const remote = this.#remote
+    const local = await makeImages()
+    const images = remote?.images ?? local
     this.#images = images
     const pace = new Paces(this.#session.clock).ofRestore(this.#wishes.bwlimit, await findTarget(this.#session))
     this.#job = makeRestoreJob(this.#session, { store: this.#store, images, pace })
+    if (destination.kind === 'directory') remote?.requireAbsolute(destination.path)
     if (domain !== undefined && this.#machine !== undefined) {
-      this.#domains = await makeDomainRestore(this.#store, this.#machine, images)
+      const place = remote === undefined ? localPlace(this.#machine, local) : remotePlace(remote)
+      this.#domains = await makeDomainRestore(this.#store, this.#machine, place)
       // libvirt gives images to QEMU at start, unless told not to (dynamic_ownership), and never their data files.
       const { qemuUserOf } = await import('./trial-wire.js')
-      this.#owner = await qemuUserOf(this.#machine)
+      this.#owner = remote === undefined ? await qemuUserOf(this.#machine) : remote.qemuUser
     }
-    if (wanted.owner !== undefined) this.#owner = await resolveOwner(wanted.owner)
+    if (wanted.owner !== undefined) this.#owner = await (remote ?? { resolveOwner }).resolveOwner(wanted.owner)
     if (destination.kind === 'pool' && this.#machine !== undefined) {
-      this.#poolPath = await directoryOfPool(this.#machine, destination.pool)
+      this.#poolPath = await directoryOfPool(this.#machine, destination.pool, remote)
     }
     return this
   }
@@ -225,16 +227,27 @@ class RestoreWork {
     const prepared = await this.#prepareDomain(plan)
     if (this.#job === undefined) throw new Error('bug: restore() before prepare()')
     if (this.#wishes.dryRun) {
-      return {
-        kind: 'measured',
-        plan,
-        measured: await this.#job.measure(plan, signal),
-        domain: shown(prepared, 'planned'),
-      }
+      const measured = await this.#job.measure(plan, signal)
+      await this.#remote?.requireRoom(plan, measured)
+      return { kind: 'measured', plan, measured, domain: shown(prepared, 'planned') }
     }
-    await this.#makeFolder(one)
-    const result = await this.#runResumable(this.#job, one, plan)
+    const result = await this.#write(this.#job, one, plan)
     return { kind: 'restored', plan, result, domain: await this.#finishDomain(prepared, result) }
+  }
+
+  async #write(job: RestoreJob, one: Chosen, plan: RestorePlan): Promise<RestoreResult> {
+    const { signal } = this.#session
+    const remote = this.#remote
+    if (remote === undefined) {
+      await this.#makeFolder(one)
+      return await this.#runResumable(job, one, plan)
+    }
+    await remote.requireRoom(plan, await job.measure(plan, signal))
+    return await remote.undoing(async () => {
+      const { destination } = this.#wishes
+      if (destination.kind === 'directory') await remote.directories.make(folderOf(destination.path, one))
+      return await job.run(plan, signal)
+    })
   }
 
   /** Its state is there while there is something to go on with. */
@@ -350,11 +363,14 @@ function placesOf(wanted: readonly WantedDiskPlace[], { point, disks }: Chosen) 
 }
 
 /** Rejects with E_NOT_FOUND, E_UNSUPPORTED where a pool is no directory. */
-async function directoryOfPool(machine: Machine, pool: string): Promise<string> {
+async function directoryOfPool(machine: Machine, pool: string, remote: RemotePlace | undefined): Promise<string> {
   const path = await machine.hypervisor.call(connection => connection.poolTargetPath(pool))
-  const found = await stat(path).catch(() => undefined)
+  const isDirectory =
+    remote === undefined
+      ? (await stat(path).catch(() => undefined))?.isDirectory() === true
+      : await remote.directories.isDirectory(path)
   // A logical pool's target is a directory too, of links to its volumes.
-  if (found?.isDirectory() === true && !/^\/dev\/(?!shm\/)/.test(path)) return path
+  if (isDirectory && !/^\/dev\/(?!shm\/)/.test(path)) return path
   throw new BackupError('E_UNSUPPORTED', `the pool ${pool} is no directory of files`, {
     why: `its target is ${path}`,
     hints: ['make volumes in it by hand, and restore to them:   --to-device vda=/dev/VG/LV'],

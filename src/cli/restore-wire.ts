@@ -6,13 +6,15 @@ import type { Pace } from '../base/pace.js'
 import type { LocalImages } from '../image/local-images.js'
 import { makeDirectory } from '../image/directory.js'
 import { resolveOwner } from '../image/owner.js'
-import { DomainRestore } from '../jobs/restore-domain.js'
+import { DomainRestore, type DomainRestorePorts } from '../jobs/restore-domain.js'
+import type { ImageFactory } from '../image/image-factory.js'
 import { RestoreJob } from '../jobs/restore-job.js'
 import type { DiskToOpen, OpenedDisk, RollbackJob } from '../jobs/rollback-job.js'
 import { fileNames } from '../jobs/restore-names.js'
 import { planRestore } from '../jobs/restore-plan.js'
 import type { StorePort } from '../store/store-types.js'
 import { firmwarePlaces, runtimeDir } from './places.js'
+import type { RemotePlace } from './remote-restore-wire.js'
 import type { Session } from './session.js'
 import type { Machine } from './wire.js'
 
@@ -39,7 +41,7 @@ export async function makeImages(): Promise<LocalImages> {
 
 export function makeRestoreJob(
   { progress, clock }: Session,
-  parts: { readonly store: StorePort; readonly images: LocalImages; readonly pace: Pace | undefined },
+  parts: { readonly store: StorePort; readonly images: ImageFactory; readonly pace: Pace | undefined },
 ): RestoreJob {
   const identify: StorePort['identify'] = (bytes, spans) => parts.store.identify(bytes, spans)
   return new RestoreJob({ ...parts, identify, progress, clock })
@@ -51,23 +53,47 @@ export async function ownNamespaces(): Promise<readonly string[]> {
   return [JOB_METADATA_URI]
 }
 
+/** Where the files of a domain go: this machine, or the hypervisor's. */
+type DomainPlace = Pick<DomainRestorePorts, 'images' | 'makeDirectory' | 'removeFile' | 'fileExists' | 'places'>
+
 export async function makeDomainRestore(
   store: StorePort,
-  machine: Machine,
-  images: LocalImages,
+  { hypervisor }: Machine,
+  place: DomainPlace,
 ): Promise<DomainRestore> {
   const { rewriteDomainXml } = await import('../libvirt/restore-xml.js')
   return new DomainRestore({
+    ...place,
     store,
-    images,
-    host: machine.hypervisor.connection,
+    // Hours may pass before it is defined, and a connection with them.
+    host: {
+      lookupDomain: key => hypervisor.call(connection => connection.lookupDomain(key)),
+      defineDomain: (xml, options) => hypervisor.call(connection => connection.defineDomain(xml, options)),
+      createDomain: (uuid, options) => hypervisor.connection.createDomain(uuid, options),
+    },
     rewrite: rewriteDomainXml,
     newUuid: randomUUID,
+  })
+}
+
+export function localPlace(machine: Machine, images: LocalImages): DomainPlace {
+  return {
+    images,
     makeDirectory: makePassableDirectory,
     removeFile: unlink,
     fileExists: async path => (await lstat(path).catch(() => undefined)) !== undefined,
     places: firmwarePlaces(machine.access.uri),
-  })
+  }
+}
+
+export function remotePlace({ images, directories, firmware }: RemotePlace): DomainPlace {
+  return {
+    images,
+    makeDirectory: path => directories.make(path),
+    removeFile: path => directories.removeFile(path),
+    fileExists: path => directories.exists(path),
+    places: firmware,
+  }
 }
 
 /** With its parents. What is made here others may pass through, as QEMU's and swtpm's users must, but not list. */

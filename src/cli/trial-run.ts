@@ -9,7 +9,7 @@ import { EXIT } from './exit-codes.js'
 import { plural } from './output.js'
 import { findPoint, selectStored } from './points.js'
 import { printable } from './printable.js'
-import { connectLocal } from './restore-run.js'
+import { connectLocal } from './restore-connect.js'
 import type { RunContext } from './session.js'
 import { storeGroups } from './wire.js'
 

@@ -27,7 +27,7 @@ export default class RestoreCommand extends BaseCommand {
     'writes back into the disks of a shut-off domain what differs from the point. Of several points each gets a ' +
     'directory of its own. A restore to plain images that is interrupted or killed keeps what it has written under ' +
     'hidden names, and --resume goes on with it: what is there is compared with the point, and only what is missing or ' +
-    'wrong is written. Any other one leaves nothing behind, but for --instant, which can be resumed as well.'
+    'wrong is written. With a URI of another machine, through ssh, images of a domain that is defined are made over there. Any other one leaves nothing behind, but for --instant, which can be resumed as well.'
   static override examples = [
     { command: '<%= config.bin %> restore web01@latest --to /srv/restored', description: 'All disks as qcow2 images' },
     {
@@ -53,6 +53,11 @@ export default class RestoreCommand extends BaseCommand {
     {
       command: '<%= config.bin %> restore web01@latest --instant --to /var/lib/libvirt/images',
       description: 'Running again in seconds; the data follows',
+    },
+    {
+      command:
+        '<%= config.bin %> restore web01@latest --to /var/lib/libvirt/images --start -c qemu+ssh://root@hv2/system',
+      description: 'On another machine, through ssh',
     },
     { command: '<%= config.bin %> restore web01@~1 --in-place', description: 'Roll a shut-off domain back' },
     { command: '<%= config.bin %> restore web01@~1 --to /srv/restored -n', description: 'Only say what would be done' },
