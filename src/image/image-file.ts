@@ -125,6 +125,7 @@ export class ImageFile implements AsyncDisposable {
 
   /** Allocates `[0, length)`: by the file system where it can, else by writing zeros. Only for a file without data yet. */
   async reserve(length: number, signal: AbortSignal): Promise<void> {
+    if (length === 0) return
     try {
       await native().fallocate(this.#file.fd, 'reserve', 0, length)
     } catch (error) {

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { readdirSync, statSync } from 'node:fs'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -176,4 +176,12 @@ t.test('a data file and its image get their names together, or neither does', as
   await image.commit(never)
   t.same(readdirSync(folder).sort(), ['a.damaged.qcow2', 'a.data.damaged.raw'])
   await checkSound(join(folder, 'a.damaged.qcow2'))
+})
+
+t.test('a disk of no bytes takes no room where room is reserved', async t => {
+  const folder = t.testdir()
+  const [path, dataFile] = [join(folder, 'none.qcow2'), join(folder, 'none.raw')]
+  await play({ size: 0, pieces: [], perCall: 1 }, { path, size: 0, dataFile, preallocation: 'falloc' })
+  await checkSound(path)
+  t.equal((await readFile(dataFile)).length, 0)
 })
