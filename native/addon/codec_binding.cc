@@ -213,6 +213,24 @@ Napi::Value crc32cOf(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), crc32c(bytes, seed));
 }
 
+// A value of the index, as docs/format.md says: its checksum is over the id and all of it but the checksum itself.
+constexpr size_t kIndexValueBytes = 40;
+constexpr size_t kIndexSumBytes = 4;
+
+Napi::Value indexSums(const Napi::CallbackInfo& info) {
+  const Arg ids_arg = argAt(info, 0, "ids");
+  const Bytes ids = toBytes(ids_arg);
+  if (ids.size() % kIdBytes != 0) throwType(ids_arg, "32 bytes for each id");
+  const size_t count = ids.size() / kIdBytes;
+  const Bytes values = toBytesOf(argAt(info, 1, "values"), count * kIndexValueBytes);
+  std::vector<uint32_t> sums(count);
+  for (size_t i = 0; i < count; i++) {
+    const Bytes summed = values.subspan(i * kIndexValueBytes, kIndexValueBytes - kIndexSumBytes);
+    sums[i] = crc32c(summed, crc32c(ids.subspan(i * kIdBytes, kIdBytes)));
+  }
+  return copyUint32s(info.Env(), sums);
+}
+
 Napi::Value zstdCompress(const Napi::CallbackInfo& info) {
   const Arg bytes_arg = argAt(info, 0, "bytes");
   const Bytes bytes = toBytes(bytes_arg);
@@ -277,6 +295,7 @@ void initCodec(Napi::Env env, Napi::Object exports) {
   exports.Set("decodeRecords", Napi::Function::New(env, decodeRecords, "decodeRecords"));
   exports.Set("scanRecords", Napi::Function::New(env, scanRecords, "scanRecords"));
   exports.Set("crc32c", Napi::Function::New(env, crc32cOf, "crc32c"));
+  exports.Set("indexSums", Napi::Function::New(env, indexSums, "indexSums"));
   exports.Set("zstdCompress", Napi::Function::New(env, zstdCompress, "zstdCompress"));
   exports.Set("zstdPieces", Napi::Function::New(env, zstdPieces, "zstdPieces"));
   exports.Set("zstdDecompress", Napi::Function::New(env, zstdDecompress, "zstdDecompress"));

@@ -88,7 +88,8 @@ export function encodePackFooter(entries: readonly PackEntry[]): Uint8Array {
   let at = 0
   for (const entry of entries) {
     bytes.set(entry.id, at)
-    view.setBigUint64(at + 32, BigInt(entry.offset), true)
+    view.setUint32(at + 32, entry.offset % 2 ** 32, true)
+    view.setUint32(at + 36, Math.floor(entry.offset / 2 ** 32), true)
     view.setUint32(at + 40, entry.plainLength, true)
     view.setUint32(at + 44, entry.storedLength, true)
     view.setUint32(at + 48, entry.record, true)

@@ -23,13 +23,12 @@ export interface RecordHeader {
  * Reads the header at `offset` of bytes that the native codec wrote a moment
  * ago. What comes from disk is taken apart by the native codec alone.
  */
-export function readRecordHeader(bytes: Uint8Array, offset: number): RecordHeader {
-  const view = new DataView(bytes.buffer, bytes.byteOffset + offset, RECORD_HEADER_BYTES)
+export function readRecordHeader(bytes: DataView, offset: number): RecordHeader {
   return {
-    kind: view.getUint8(4),
-    flags: view.getUint8(5),
-    record: view.getUint32(8, true),
-    plainLength: view.getUint32(12, true),
-    storedLength: view.getUint32(16, true),
+    kind: bytes.getUint8(offset + 4),
+    flags: bytes.getUint8(offset + 5),
+    record: bytes.getUint32(offset + 8, true),
+    plainLength: bytes.getUint32(offset + 12, true),
+    storedLength: bytes.getUint32(offset + 16, true),
   }
 }

@@ -37,6 +37,14 @@ export interface CodecBinding {
   /** CRC32C (Castagnoli), as in RFC 3720, over `bytes`, continuing from `seed`. Synchronous. */
   crc32c(bytes: Uint8Array, seed?: number): number
 
+  /**
+   * CRC32C over each of `ids` (32 bytes) and the first 36 bytes of its of
+   * `values` (40 bytes each): what the last 4 of a value of the index must be,
+   * as docs/format.md says. Throws a TypeError where there are not as many of
+   * both. Synchronous.
+   */
+  indexSums(ids: Uint8Array, values: Uint8Array): Uint32Array
+
   /** zstd of one buffer; for point files and other small things. Synchronous. */
   zstdCompress(bytes: Uint8Array, level: number): Uint8Array
   /**

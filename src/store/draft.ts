@@ -127,17 +127,11 @@ export class Draft implements PointDraft {
       const { idKey } = this.#options.writer.keys
       const { ids, zero, sums } = await native().hashChunks(bytes, spans, { kind, key: idKey })
       const fresh = await this.#claimFresh(ids, zero)
-      const wanted = {
-        ids: gatherIds(ids, fresh),
-        spans: Uint32Array.from(
-          { length: 2 * fresh.length },
-          (_, at) => spans[2 * (fresh[at >> 1] ?? 0) + (at & 1)] ?? 0,
-        ),
-        sums: Uint32Array.from(fresh, piece => sums[piece] ?? 0),
-      }
-      const storedBytes = fresh.length === 0 ? 0 : await writer.append({ bytes, kind, ...wanted })
-      const newBytes = wanted.spans.reduce((sum, value, at) => (at % 2 === 1 ? sum + value : sum), 0)
-      return { count: spans.length / 2, ids, zero, newChunks: fresh.length, newBytes, storedBytes }
+      const stored = { count: spans.length / 2, ids, zero, newChunks: fresh.length }
+      if (fresh.length === 0) return { ...stored, newBytes: 0, storedBytes: 0 }
+      const wanted = gatherPieces({ ids, spans, sums }, fresh)
+      const storedBytes = await writer.append({ bytes, kind, ...wanted })
+      return { ...stored, newBytes: wanted.plainBytes, storedBytes }
     } catch (error) {
       // Others may count on what failed here.
       this.#failure ??= error
@@ -149,9 +143,10 @@ export class Draft implements PointDraft {
   async #claimFresh(ids: Uint8Array, zero: Uint8Array): Promise<number[]> {
     const claimed: number[] = []
     const keys: string[] = []
+    const all = keysOf(ids)
     for (let piece = 0; piece < zero.length; piece++) {
       if (zero[piece] === 1) continue
-      const key = keyOf(ids, piece)
+      const key = all.slice(piece * ID_BYTES, (piece + 1) * ID_BYTES)
       if (this.#underWay.has(key)) continue
       this.#underWay.add(key)
       claimed.push(piece)
@@ -177,7 +172,7 @@ export class Draft implements PointDraft {
     this.#reliedOn.add(pack)
     await this.#options.index.use(index => index.putBatch(indexBatchOf(pack, contents)))
     this.#options.locator.learn(pack, contents.state)
-    for (const entry of contents.entries) this.#underWay.delete(keyOf(entry.id, 0))
+    for (const entry of contents.entries) this.#underWay.delete(keysOf(entry.id))
   }
 
   /** M2 and the last step of the dedup rule: under the commit lock no gc takes a pack away. */
@@ -233,6 +228,24 @@ const NOTHING_STORED: StoredChunks = {
   storedBytes: 0,
 }
 
+/** What is known of these pieces, and how much they are. */
+function gatherPieces(
+  of: { readonly ids: Uint8Array; readonly spans: Uint32Array; readonly sums: Uint32Array },
+  pieces: readonly number[],
+): { ids: Uint8Array; spans: Uint32Array; sums: Uint32Array; plainBytes: number } {
+  const spans = new Uint32Array(pieces.length * 2)
+  const sums = new Uint32Array(pieces.length)
+  let plainBytes = 0
+  for (const [at, piece] of pieces.entries()) {
+    const length = of.spans[2 * piece + 1] ?? 0
+    spans[2 * at] = of.spans[2 * piece] ?? 0
+    spans[2 * at + 1] = length
+    sums[at] = of.sums[piece] ?? 0
+    plainBytes += length
+  }
+  return { ids: gatherIds(of.ids, pieces), spans, sums, plainBytes }
+}
+
 function gatherIds(ids: Uint8Array, pieces: readonly number[]): Uint8Array {
   const gathered = new Uint8Array(pieces.length * ID_BYTES)
   pieces.forEach((piece, at) => {
@@ -241,8 +254,9 @@ function gatherIds(ids: Uint8Array, pieces: readonly number[]): Uint8Array {
   return gathered
 }
 
-function keyOf(ids: Uint8Array, piece: number): string {
-  return Buffer.from(ids.buffer, ids.byteOffset + piece * ID_BYTES, ID_BYTES).toString('latin1')
+/** The ids as one text, a character for each byte. */
+function keysOf(ids: Uint8Array): string {
+  return Buffer.from(ids.buffer, ids.byteOffset, ids.length).toString('latin1')
 }
 
 function toError(reason: unknown): Error {

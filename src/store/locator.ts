@@ -1,8 +1,8 @@
 import { forEachLimited } from '../base/async.js'
 import { toHex } from '../base/hex.js'
-import { INDEX_VALUE_BYTES, type PackState, type Place, decodePlace } from '../format/index-value.js'
+import { type PackState, type Place, decodePlaces } from '../format/index-value.js'
 import { PACK_HEADER_BYTES } from '../format/pack.js'
-import { ID_BYTES, RECORD_HEADER_BYTES } from '../format/record.js'
+import { RECORD_HEADER_BYTES } from '../format/record.js'
 import type { RecordCipher } from '../native/codec.js'
 import type { IndexHolder } from './index-holder.js'
 import type { StoreKeys } from './keys.js'
@@ -47,23 +47,11 @@ export class Locator {
   /** One answer per id (32 bytes each), in order; undefined where it counts as absent. */
   async locate(ids: Uint8Array): Promise<(Located | undefined)[]> {
     const values = await this.#index.use(index => index.getMany(ids))
-    const places: (Located | undefined)[] = []
-    const strange = new Set<string>()
-    for (let at = 0; at < ids.length / ID_BYTES; at++) {
-      const place = decodePlace(
-        ids.subarray(at * ID_BYTES, (at + 1) * ID_BYTES),
-        values.subarray(at * INDEX_VALUE_BYTES, (at + 1) * INDEX_VALUE_BYTES),
-      )
-      if (place === undefined) {
-        places.push(undefined)
-        continue
-      }
-      const pack = toHex(place.packId)
-      if (!this.#live.has(pack)) strange.add(pack)
-      places.push({ ...place, pack, sealed: true })
-    }
+    const places = decodePlaces(ids, values)
+    const packs = namesOf(places)
+    const strange = new Set(packs.flatMap(pack => (pack === undefined || this.#live.has(pack) ? [] : pack)))
     if (strange.size > 0) await this.#look([...strange])
-    return places.map(place => this.#checked(place))
+    return places.map((place, at) => this.#checked(place, packs[at]))
   }
 
   /** Takes note of a pack that this process sealed. */
@@ -105,7 +93,7 @@ export class Locator {
     entries: readonly { readonly pack: string; readonly place: Place }[],
   ): Promise<(Located | undefined)[]> {
     await this.#look([...new Set(entries.map(({ pack }) => pack))].filter(pack => !this.#live.has(pack)))
-    return entries.map(({ pack, place }) => this.#checked({ ...place, pack, sealed: true }))
+    return entries.map(({ pack, place }) => this.#checked(place, pack))
   }
 
   /** undefined in a plain store. Rejects with E_DAMAGED. */
@@ -134,13 +122,24 @@ export class Locator {
     })
   }
 
-  #checked(place: Located | undefined): Located | undefined {
-    if (place === undefined) return undefined
-    const state = this.#live.get(place.pack)
-    if (state === undefined || place.offset < PACK_HEADER_BYTES || place.offset > state.size) return undefined
-    if (RECORD_HEADER_BYTES + place.storedLength > state.size - place.offset) return undefined
-    return state.sealed ? place : { ...place, sealed: false }
+  #checked(place: Place | undefined, pack: string | undefined): Located | undefined {
+    if (place === undefined || pack === undefined) return undefined
+    const state = this.#live.get(pack)
+    const { packId, offset, storedLength, plainLength, record, kind, flags } = place
+    if (state === undefined || offset < PACK_HEADER_BYTES || offset > state.size) return undefined
+    if (RECORD_HEADER_BYTES + storedLength > state.size - offset) return undefined
+    return { packId, offset, storedLength, plainLength, record, kind, flags, pack, sealed: state.sealed }
   }
+}
+
+/** In hex, the pack of each place. Neighbours mostly share one. */
+function namesOf(places: readonly (Place | undefined)[]): (string | undefined)[] {
+  let last: { readonly packId: Uint8Array; readonly name: string } | undefined
+  return places.map(place => {
+    if (place === undefined) return undefined
+    if (last?.packId !== place.packId) last = { packId: place.packId, name: toHex(place.packId) }
+    return last.name
+  })
 }
 
 /** What the native codec needs for one pack; undefined in a plain store. */

@@ -2,7 +2,7 @@ import { forEachLimited } from '../base/async.js'
 import { errorCodeOf } from '../base/errors.js'
 import { fromHex, sameBytes, toHex } from '../base/hex.js'
 import { damaged } from '../format/damage.js'
-import { INDEX_VALUE_BYTES, type PackState, type Place, encodePlace } from '../format/index-value.js'
+import { INDEX_VALUE_BYTES, type PackState, type Place, encodePlaces } from '../format/index-value.js'
 import {
   PACK_ENTRY_BYTES,
   PACK_HEADER_BYTES,
@@ -207,13 +207,8 @@ export class PackCatalog {
 export function indexBatchOf(packId: string, contents: Pick<PackContents, 'entries' | 'state'>): IndexBatch {
   const { entries, state } = contents
   const ids = new Uint8Array(entries.length * ID_BYTES)
-  const values = new Uint8Array(entries.length * INDEX_VALUE_BYTES)
-  const id = fromHex(packId)
-  entries.forEach((entry, index) => {
-    ids.set(entry.id, index * ID_BYTES)
-    values.set(encodePlace(entry.id, { ...entry, packId: id }), index * INDEX_VALUE_BYTES)
-  })
-  return { ids, values, packs: [{ id: packId, state }] }
+  for (const [index, { id }] of entries.entries()) ids.set(id, index * ID_BYTES)
+  return { ids, values: encodePlaces(ids, entries, fromHex(packId)), packs: [{ id: packId, state }] }
 }
 
 async function intactOnly<T>(work: () => Promise<T | undefined>): Promise<T | undefined> {

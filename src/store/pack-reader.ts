@@ -182,6 +182,7 @@ export class PackReader {
         cipher,
         idKey: this.#keys.idKey,
       })
+      if (statuses.every(status => status === RECORD_STATUS.ok)) return []
       return why('').flatMap((damage, index) => {
         const status = statuses[index]
         return status === RECORD_STATUS.ok ? [] : [{ ...damage, reason: reasonOf(status) }]

@@ -289,15 +289,25 @@ class OpenPack {
     const start = object.size
     await object.append(encoded.bytes)
     this.#written = object.size
+    const { bytes } = encoded
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
     for (let index = 0; index < encoded.places.length / 2; index++) {
       const at = encoded.places[2 * index] ?? 0
       const length = encoded.places[2 * index + 1] ?? 0
-      const header = readRecordHeader(encoded.bytes, at)
+      const header = readRecordHeader(view, at)
       invariant(
         header.record === firstRecord + index && header.storedLength === length - RECORD_HEADER_BYTES,
         'records are numbered and laid out as they were asked for',
       )
-      this.#entries.push({ ...header, id: ids.slice(index * ID_BYTES, (index + 1) * ID_BYTES), offset: start + at })
+      this.#entries.push({
+        id: ids.slice(index * ID_BYTES, (index + 1) * ID_BYTES),
+        offset: start + at,
+        plainLength: header.plainLength,
+        storedLength: header.storedLength,
+        record: header.record,
+        kind: header.kind,
+        flags: header.flags,
+      })
     }
   }
 }

@@ -428,3 +428,16 @@ function bytesLike(content: string, length: number): Buffer {
   const random = randomBytes(length)
   return content === 'random' ? random : random.fill('x', length >> 2)
 }
+
+t.test('the checksum of an index value is over the id, then the value without it', t => {
+  const codec = native()
+  const [ids, values] = [randomBytes(3 * 32), randomBytes(3 * 40)]
+  const expected = [0, 1, 2].map(row =>
+    codec.crc32c(values.subarray(row * 40, row * 40 + 36), codec.crc32c(ids.subarray(row * 32, (row + 1) * 32))),
+  )
+  t.strictSame([...codec.indexSums(ids, values)], expected)
+  t.strictSame([...codec.indexSums(new Uint8Array(0), new Uint8Array(0))], [])
+  t.throws(() => codec.indexSums(ids.subarray(1), values), TypeError)
+  t.throws(() => codec.indexSums(ids, values.subarray(1)), TypeError)
+  t.end()
+})
