@@ -40,6 +40,7 @@ packages=(
   "libsasl2-modules:how they log in"
   "acl:rights for a user of it who is not root"
   "e2fsprogs:file systems of the test guest"
+  "btrfs-progs:a file system whose quotas statfs does not see"
   "zstd:judges compressed records"
   "fuse2fs:reads ext file systems of guests"
   "fuse3:lets ordinary users mount"

@@ -1,3 +1,5 @@
+import { dirname } from 'node:path'
+
 import { throwIfAborted } from '../base/async.js'
 import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
@@ -8,6 +10,7 @@ import { checkpointXml, cleanupWarning, deleteCheckpoint, listCheckpoints } from
 import { freezeAround, type FreezeOutcome } from './freeze.js'
 import { type Hypervisor, isDomainGone, libvirtFailure } from './hypervisor.js'
 import { blockDeviceSize } from './scratch-devices.js'
+import { type QuotaRoom, quotaRoomOf } from './scratch-quota.js'
 import { ScratchWatch } from './scratch-watch.js'
 import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } from './session-types.js'
 
@@ -16,8 +19,8 @@ const STATE_RUNNING = 1
 const STATE_BLOCKED = 2
 const STATE_PAUSED = 3
 
-/** Room on a scratch device that must stay: what a domain may write while the job is ended. */
-const DEVICE_MARGIN_BYTES = 512 * 1024 ** 2
+/** Room on a scratch device, or below a quota, that must stay: what a domain may write while the job is ended. */
+const MARGIN_BYTES = 512 * 1024 ** 2
 
 interface SessionParts {
   readonly hypervisor: Hypervisor
@@ -87,6 +90,7 @@ export class LiveBackupSession implements BackupSessionPort {
     await refuseBusy(hypervisor, request.domain, targets)
     await refuseUsedNames(hypervisor, request)
     await refuseFullScratch(hypervisor, request)
+    const quota = await quotaOf(hypervisor, request)
     const mayResume = !(await isPausedForSpace(hypervisor, request.domain))
 
     try {
@@ -96,7 +100,7 @@ export class LiveBackupSession implements BackupSessionPort {
         () => beginWithFallback(hypervisor, request, signal),
       )
       throwIfAborted(signal)
-      return new LiveBackupSession(await partsOf(hypervisor, request, { ...outcome, mayResume }))
+      return new LiveBackupSession(await partsOf(hypervisor, request, { ...outcome, mayResume, quota }))
     } catch (error) {
       const { failures } = await undo(hypervisor, namesOf(request), mayResume)
       throw failures.length === 0 ? error : withLeftovers(error, failures)
@@ -216,7 +220,7 @@ async function undo(hypervisor: Hypervisor, names: Omit<DeadSession, 'frozen'>, 
 async function partsOf(
   hypervisor: Hypervisor,
   request: SessionRequest,
-  outcome: FreezeOutcome<BegunBackup> & { readonly mayResume: boolean },
+  outcome: FreezeOutcome<BegunBackup> & { readonly mayResume: boolean; readonly quota: QuotaRoom },
 ): Promise<SessionParts> {
   const name = request.checkpoint
   const checkpoint =
@@ -232,20 +236,31 @@ async function partsOf(
     request,
     mayResume: outcome.mayResume,
     begun: outcome.result,
-    thresholds: await thresholdsOf(request, outcome.result),
+    thresholds: await thresholdsOf(request, outcome.result, outcome.quota),
     checkpoint,
     consistency: outcome.consistency,
-    warnings: [...outcome.warnings, ...outcome.result.warnings, ...unwatchedWarning(hypervisor, request)],
+    warnings: [
+      ...outcome.warnings,
+      ...outcome.result.warnings,
+      ...unwatchedWarning(hypervisor, request, outcome.quota),
+    ],
   }
 }
 
-/** Of devices, which have an end, and of what `--scratch-limit` says. */
-async function thresholdsOf({ disks, scratchLimits }: SessionRequest, { scratchNodes }: BegunBackup) {
+/** Of devices, which have an end, of what `--scratch-limit` says, and of a quota, which the files of all disks share. */
+async function thresholdsOf(
+  { disks, scratchLimits }: SessionRequest,
+  { scratchNodes }: BegunBackup,
+  quota: QuotaRoom,
+): Promise<ReadonlyMap<string, number>> {
   const thresholds = new Map<string, number>()
+  const share = quota.kind === 'known' ? quota.bytes / disks.length : undefined
   for (const { target, scratch } of disks) {
     const node = scratchNodes.get(target)
-    const size = scratch.kind === 'block' ? await blockDeviceSize(scratch.path) : undefined
-    const end = size === undefined ? Infinity : size - Math.min(DEVICE_MARGIN_BYTES, size / 4)
+    const size = scratch.kind === 'block' ? await blockDeviceSize(scratch.path) : share
+    // A full device pauses the guest for a moment; a quota that is met gives it errors.
+    const least = (size ?? Infinity) * (scratch.kind === 'block' ? 3 / 4 : 1 / 2)
+    const end = Math.max(least, (size ?? Infinity) - MARGIN_BYTES)
     const bytes = Math.min(end, scratchLimits.maxUsedBytes ?? Infinity)
     if (node !== undefined && bytes < Infinity) thresholds.set(node, Math.floor(bytes))
   }
@@ -279,10 +294,25 @@ async function refuseFullScratch(hypervisor: Hypervisor, request: SessionRequest
   const freeBytes = await hypervisor.files.freeSpace(scratchFilesOf(request.disks))
   const { minFreeBytes } = request.scratchLimits
   if (freeBytes === undefined || freeBytes >= minFreeBytes) return
-  throw new BackupError('E_NO_SPACE', `there is no room for the scratch files of ${request.domain.name}`, {
-    why: `${formatSize(freeBytes)} are free, and ${formatSize(minFreeBytes)} must stay free during a backup`,
+  throw noRoom(request, `${formatSize(freeBytes)} are free`)
+}
+
+function noRoom({ domain, scratchLimits }: SessionRequest, what: string): BackupError {
+  return new BackupError('E_NO_SPACE', `there is no room for the scratch files of ${domain.name}`, {
+    why: `${what}, and ${formatSize(scratchLimits.minFreeBytes)} must stay free during a backup`,
     hints: ['make room, or put the scratch files elsewhere'],
   })
+}
+
+/** Rejects with E_NO_SPACE where a quota leaves too little. */
+async function quotaOf({ files }: Hypervisor, request: SessionRequest): Promise<QuotaRoom> {
+  const [first] = scratchFilesOf(request.disks)
+  if (files.reach !== 'local' || first === undefined) return { kind: 'none' }
+  const quota = await quotaRoomOf(dirname(first))
+  if (quota.kind === 'known' && quota.bytes < request.scratchLimits.minFreeBytes) {
+    throw noRoom(request, `a quota leaves ${formatSize(quota.bytes)}`)
+  }
+  return quota
 }
 
 function scratchFilesOf(disks: readonly RequestedDisk[]): readonly string[] {
@@ -295,8 +325,13 @@ function namesOf(request: SessionRequest): Omit<DeadSession, 'frozen'> {
 }
 
 /** Then only the pause itself is seen, and undone. */
-function unwatchedWarning({ files }: Hypervisor, { scratchLimits }: SessionRequest): Warning[] {
-  if (files.reach !== 'none' || scratchLimits.maxUsedBytes !== undefined) return []
+function unwatchedWarning({ files }: Hypervisor, { scratchLimits }: SessionRequest, quota: QuotaRoom): Warning[] {
+  if (scratchLimits.maxUsedBytes !== undefined) return []
+  if (quota.kind === 'unknown') {
+    const message = `${quota.mount} has quotas, and what they leave for QEMU's scratch files is not known: set --scratch-limit`
+    return [{ code: 'W_SCRATCH', message }]
+  }
+  if (files.reach !== 'none') return []
   const message =
     'how much room the scratch files have on the other machine is not known without ssh: set --scratch-limit'
   return [{ code: 'W_SCRATCH', message }]
