@@ -115,6 +115,7 @@ function encodeDisk(disk: PointDisk): object {
       data_file: source.dataFile,
       encryption: source.encryption,
       backing_files: source.backingFiles,
+      backing_identities: source.backingIdentities,
     },
     statistics: {
       dirty_bytes: statistics.dirtyBytes,
@@ -159,6 +160,7 @@ function decodeSource(fields: Fields): DiskSource {
     dataFile: fields.optionalText('data_file'),
     encryption: fields.optionalText('encryption'),
     backingFiles: fields.optionalTexts('backing_files'),
+    backingIdentities: fields.optionalTexts('backing_identities'),
   }
 }
 

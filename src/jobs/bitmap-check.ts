@@ -1,4 +1,4 @@
-import type { PlannedRun } from '../model/chunk-plan.js'
+import type { ChunkRun, PlannedRun } from '../model/chunk-plan.js'
 import { chunkCount, chunkLength } from '../model/disk-tree.js'
 import type { ChunkIds, StoredChunks, TreeSide } from '../store/store-types.js'
 import type { DiskPull, DiskSink } from './pull-disk.js'
@@ -65,7 +65,7 @@ export async function auditItems(
       }
       taken += count
     } else if (clean === true) {
-      sum.missed += await countData(store, parent, { first, end: first + count })
+      sum.missed += await countData(store, parent, { first, count })
       sum.compared += count
     }
   }
@@ -84,17 +84,34 @@ export function countDifferent(a: ChunkIds, b: ChunkIds): number {
   return different
 }
 
-/** Chunks of `[first, end)` that are data in the parent, although the export shows zeros. */
-async function countData(
+/** Whether any of these chunks is data in the parent. Rejects with E_DAMAGED. */
+export async function hasData(
   store: Pick<DiskSink['store'], 'walkTree'>,
   parent: TreeSide,
-  { first, end }: { readonly first: number; readonly end: number },
-): Promise<number> {
+  { first, count }: ChunkRun,
+): Promise<boolean> {
+  for await (const _data of dataIn(store, parent, { first, count })) return true
+  return false
+}
+
+/** Chunks of the run that are data in the parent, although the export shows zeros. */
+async function countData(store: Pick<DiskSink['store'], 'walkTree'>, parent: TreeSide, run: ChunkRun): Promise<number> {
   let data = 0
-  if (first >= chunkCount(parent.geometry)) return 0
+  for await (const { count } of dataIn(store, parent, run)) data += count
+  return data
+}
+
+async function* dataIn(
+  store: Pick<DiskSink['store'], 'walkTree'>,
+  parent: TreeSide,
+  { first, count }: ChunkRun,
+): AsyncGenerator<ChunkRun> {
+  const end = first + count
+  if (first >= chunkCount(parent.geometry)) return
   for await (const run of store.walkTree(parent.root, parent.geometry, first)) {
     if (run.first >= end) break
-    if (run.kind === 'data') data += Math.min(run.first + run.count, end) - Math.max(run.first, first)
+    if (run.kind !== 'data') continue
+    const start = Math.max(run.first, first)
+    yield { first: start, count: Math.min(run.first + run.count, end) - start }
   }
-  return data
 }

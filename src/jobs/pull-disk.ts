@@ -11,6 +11,7 @@ import {
   type PlannedRun,
   type PullBatch,
 } from '../model/chunk-plan.js'
+import { CleanTail } from '../model/clean-tail.js'
 import { chunkLength, type DiskGeometry } from '../model/disk-tree.js'
 import type { Extent } from '../model/extent.js'
 import { IndexSample } from '../model/index-sample.js'
@@ -74,6 +75,8 @@ export interface PulledDisk {
   readonly compared: number
   /** Those of them that differ: the bitmap has missed writes, and where `isAudit` was not set the tree is wrong. */
   readonly missed: number
+  /** What the bitmap calls clean at the end of the disk is gone: the image was shrunk and grown again, the tree is wrong. */
+  readonly isCut: boolean
   /** Chunks that the store had lost from the parent's tree, taken from the export again. */
   readonly reread: number
 }
@@ -98,6 +101,7 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<rea
   const alive = () => writers.filter(writer => !writer.hasFailed)
   const inheriting = writers.filter(writer => writer.inherited !== undefined)
   const canaries = new IndexSample(inheriting.length === 0 ? 0 : pull.canaries.count, pull.canaries.random)
+  const tail = new CleanTail()
   const damaged = joinRuns(writers.flatMap(writer => writer.damaged))
   const extents = markDirty(pull.source.extents(signal), damaged, geometry.chunkSize)
   const plan = planChunks(extents, geometry, basisOf(pull.sinks))
@@ -118,7 +122,7 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<rea
   }
 
   try {
-    for await (const batch of batchPlan(observed(plan, pull, canaries), geometry, limits)) {
+    for await (const batch of batchPlan(observed(plan, pull, { canaries, tail }), geometry, limits)) {
       const stored = readAndStore(pull, { batch, writers: alive() }, signal)
       // Awaited in order below; until then a failure must not count as unhandled.
       stored.catch(() => undefined)
@@ -132,7 +136,11 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<rea
   }
 
   const checked = inheriting.filter(writer => !writer.hasFailed)
-  if (checked.length > 0) await readCanaries(pull, { writers: checked, indexes: canaries.indexes() }, signal)
+  if (checked.length > 0) {
+    await Promise.all(checked.map(writer => writer.compareTail(tail.runs)))
+    const indexes = withIndex(canaries.indexes(), pull.canaries.count === 0 ? undefined : tail.lastData)
+    await readCanaries(pull, { writers: checked, indexes }, signal)
+  }
   return await Promise.all(writers.map(writer => writer.finish()))
 }
 
@@ -153,13 +161,20 @@ function basisOf(sinks: readonly DiskSink[]): PlanBasis {
 async function* observed(
   plan: AsyncIterable<PlannedRun>,
   pull: DiskPull,
-  canaries: IndexSample,
+  { canaries, tail }: { readonly canaries: IndexSample; readonly tail: CleanTail },
 ): AsyncGenerator<PlannedRun> {
   for await (const run of plan) {
     pull.onPlanned(run)
+    tail.add(run)
     if (run.kind === 'inherit' || run.clean === true) canaries.add(run.first, run.count)
     yield run
   }
+}
+
+/** Ascending, with `index` in it. */
+function withIndex(indexes: Float64Array, index: number | undefined): Float64Array {
+  if (index === undefined || indexes.includes(index)) return indexes
+  return Float64Array.from([...indexes, index]).sort()
 }
 
 interface SinkBatch extends SinkPart {

@@ -147,6 +147,10 @@ class DiskOfParts {
     const { target, size } = this.#disk.exported
     const isIncremental = parent !== undefined && !isAudit
     if (pulled.reread > 0) part.findings.push(healedWarning(target, pulled.reread))
+    if (pulled.isCut) {
+      part.findings.push(cutWarning(target))
+      return true
+    }
     if (pulled.missed > 0) part.findings.push(bitmapWarning(target, pulled, isAudit))
     if (pulled.missed > 0 && isIncremental) return true
     const mode = isIncremental ? 'incremental' : 'full'
@@ -205,6 +209,15 @@ function bitmapWarning(target: string, { compared, missed }: PulledDisk, isAudit
       'writes to the image past QEMU, or its bitmap is broken. ' +
       (isAudit ? 'This point has all of them' : 'Everything was read instead') +
       '; earlier incremental points of this disk may lack such changes',
+  }
+}
+
+function cutWarning(target: string): Warning {
+  return {
+    code: 'W_CHAIN',
+    message:
+      `${target}: it was shrunk and grown again since the last recovery point, which its dirty bitmap does not tell: ` +
+      'reading everything, storing only what changed',
   }
 }
 

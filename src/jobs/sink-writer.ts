@@ -3,7 +3,7 @@ import { invariant } from '../base/invariant.js'
 import type { ChunkRun, PlannedRun } from '../model/chunk-plan.js'
 import type { DiskGeometry } from '../model/disk-tree.js'
 import type { StoredChunks, TreeDraft, TreeSide } from '../store/store-types.js'
-import { auditItems, countDifferent } from './bitmap-check.js'
+import { auditItems, countDifferent, hasData } from './bitmap-check.js'
 import type { DiskSink, SinkResult } from './pull-disk.js'
 
 /** What became of the bytes of a batch in one store. */
@@ -29,7 +29,7 @@ export class SinkWriter {
   readonly #geometry: DiskGeometry
   readonly #tree: TreeDraft
   readonly #totals = { dirtyBytes: 0, readBytes: 0, newBytes: 0, storedBytes: 0, newChunks: 0 }
-  readonly #check = { compared: 0, missed: 0 }
+  readonly #check = { compared: 0, missed: 0, isCut: false }
   #damaged: readonly ChunkRun[] = []
   #failure: { readonly error: unknown } | undefined
 
@@ -108,6 +108,15 @@ export class SinkWriter {
       const shown = await this.#sink.store.identify(bytes, spans)
       this.#check.missed += countDifferent(shown, await this.#sink.store.chunkIdsAt(inherited, indexes))
       this.#check.compared += indexes.length
+    })
+  }
+
+  /** Looks whether something is inherited where the export has zeros. */
+  async compareTail(runs: readonly ChunkRun[]): Promise<void> {
+    const { inherited } = this
+    if (this.hasFailed || inherited === undefined) return
+    await this.#guard(async () => {
+      for (const run of runs) this.#check.isCut ||= await hasData(this.#sink.store, inherited, run)
     })
   }
 

@@ -32,6 +32,15 @@ const OPERATIONS: ReadonlyMap<number, string> = new Map([
   [BACKUP_OPERATION, 'backup'],
 ])
 
+/** virDomainBlockJobType. */
+const BLOCK_JOBS: ReadonlyMap<number, string> = new Map([
+  [1, 'block pull'],
+  [2, 'block copy'],
+  [3, 'block commit'],
+  [4, 'active block commit'],
+  [5, 'backup'],
+])
+
 /** The backup job that runs, if one does; undefined also where the domain does not. */
 export async function runningBackup(hypervisor: Hypervisor, domain: DomainRef): Promise<BackupDescription | undefined> {
   try {
@@ -50,14 +59,22 @@ export async function runningBackup(hypervisor: Hypervisor, domain: DomainRef): 
  */
 export async function refuseBusy(hypervisor: Hypervisor, domain: DomainRef, targets: readonly string[]): Promise<void> {
   const stats = await jobStats(hypervisor, domain)
-  if (stats.type !== 0) {
-    const operation = OPERATIONS.get(stats.operation) ?? 'job'
-    throw busy(domain, `a ${operation} is under way since ${Math.round(stats.elapsedMs / 1000)} s`)
-  }
+  if (stats.type !== 0) throw busyWith(domain, stats)
   for (const target of targets) {
     const type = await hypervisor.call(connection => connection.blockJobType(domain.uuid, target))
-    if (type !== undefined) throw busy(domain, `disk ${target} has a block job (type ${type})`)
+    if (type !== undefined)
+      throw busy(domain, `disk ${target} has a block job (${BLOCK_JOBS.get(type) ?? `type ${type}`})`)
   }
+}
+
+/**
+ * Throws E_DOMAIN_BUSY where a save, a dump, a migration or the like runs:
+ * libvirt would let every question about checkpoints wait 30 s for it. A backup
+ * holds up nothing but another one.
+ */
+export async function refuseLocked(hypervisor: Hypervisor, domain: DomainRef): Promise<void> {
+  const stats = await jobStats(hypervisor, domain).catch(ignoreGone)
+  if (stats !== undefined && stats.type !== 0 && stats.operation !== BACKUP_OPERATION) throw busyWith(domain, stats)
 }
 
 /**
@@ -170,6 +187,11 @@ function jobTimeout(domain: DomainRef): BackupError {
     why: 'libvirt has been told to end it; a domain that restarts, or an NBD client that does not read, can hold it up',
     hints: [`see if it is still there:   virsh domjobinfo ${domain.uuid}`],
   })
+}
+
+function busyWith(domain: DomainRef, stats: VirtJobStats): BackupError {
+  const operation = OPERATIONS.get(stats.operation) ?? 'job'
+  return busy(domain, `a ${operation} is under way since ${Math.round(stats.elapsedMs / 1000)} s`)
 }
 
 function busy(domain: DomainRef, why: string): BackupError {

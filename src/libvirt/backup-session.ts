@@ -4,6 +4,7 @@ import { throwIfAborted } from '../base/async.js'
 import { BackupError, errorCodeOf, messageOf, type Warning } from '../base/errors.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
+import type { VirtDomainInfo } from '../native/virt.js'
 import { endOwnJob, isPausedForSpace, refuseBusy, resumeAfterJob } from './backup-job.js'
 import { beginWithFallback, type BegunBackup } from './backup-begin.js'
 import { checkpointXml, cleanupWarning, deleteCheckpoint, listCheckpoints } from './checkpoints.js'
@@ -18,6 +19,10 @@ import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } f
 const STATE_RUNNING = 1
 const STATE_BLOCKED = 2
 const STATE_PAUSED = 3
+const STATE_CRASHED = 6
+const STATE_PMSUSPENDED = 7
+/** Those in which QEMU can begin a backup, whatever its guest does. */
+const STATES_WITH_QEMU = [STATE_RUNNING, STATE_BLOCKED, STATE_PAUSED, STATE_CRASHED, STATE_PMSUSPENDED]
 
 /** Room on a scratch device, or below a quota, that must stay: what a domain may write while the job is ended. */
 const MARGIN_BYTES = 512 * 1024 ** 2
@@ -85,7 +90,7 @@ export class LiveBackupSession implements BackupSessionPort {
    */
   static async begin(hypervisor: Hypervisor, request: SessionRequest, signal: AbortSignal): Promise<LiveBackupSession> {
     throwIfAborted(signal)
-    await refuseStopped(hypervisor, request.domain)
+    const { state } = await refuseStopped(hypervisor, request.domain)
     const targets = request.disks.map(disk => disk.target)
     await refuseBusy(hypervisor, request.domain, targets)
     await refuseUsedNames(hypervisor, request)
@@ -100,7 +105,8 @@ export class LiveBackupSession implements BackupSessionPort {
         () => beginWithFallback(hypervisor, request, signal),
       )
       throwIfAborted(signal)
-      return new LiveBackupSession(await partsOf(hypervisor, request, { ...outcome, mayResume, quota }))
+      const consistency = withReason(outcome.consistency, state)
+      return new LiveBackupSession(await partsOf(hypervisor, request, { ...outcome, consistency, mayResume, quota }))
     } catch (error) {
       const { failures } = await undo(hypervisor, namesOf(request), mayResume)
       throw failures.length === 0 ? error : withLeftovers(error, failures)
@@ -267,12 +273,18 @@ async function thresholdsOf(
   return thresholds
 }
 
-async function refuseStopped(hypervisor: Hypervisor, domain: DomainRef): Promise<void> {
+async function refuseStopped(hypervisor: Hypervisor, domain: DomainRef): Promise<VirtDomainInfo> {
   const info = await hypervisor.lookup(domain.uuid)
-  if ([STATE_RUNNING, STATE_BLOCKED, STATE_PAUSED].includes(info.state)) return
+  if (info.id >= 0 && STATES_WITH_QEMU.includes(info.state)) return info
   throw new BackupError('E_DOMAIN_STATE', `${domain.name} is not running`, {
     why: `libvirt gives its state as ${info.state} (reason ${info.reason})`,
   })
+}
+
+/** Of a guest that crashed before: whoever restores the point should know. */
+function withReason(consistency: Consistency, state: number): Consistency {
+  if (consistency.kind !== 'crash' || state !== STATE_CRASHED) return consistency
+  return { kind: 'crash', reason: 'its guest had crashed, and was as it was left' }
 }
 
 /**

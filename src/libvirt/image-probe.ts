@@ -22,6 +22,8 @@ export interface ProbedImage {
   readonly backingFiles: readonly string[]
   /** `device:inode` of the top image. */
   readonly identity: string | undefined
+  /** The same of each of `backingFiles`, empty for what is no file here; undefined where nobody looked. */
+  readonly backingIdentities?: readonly string[] | undefined
 }
 
 /**
@@ -40,7 +42,9 @@ export async function probeImage(path: string, format: string, signal: AbortSign
       maxBuffer: MAX_ANSWER_BYTES,
       signal,
     })
-    return { ...decodeInfo(stdout), identity }
+    const decoded = decodeInfo(stdout)
+    const below = await Promise.all(decoded.backingFiles.map(file => fileIdentity(file)))
+    return { ...decoded, identity, backingIdentities: below.map(known => known ?? '') }
   } catch {
     signal.throwIfAborted()
     return undefined

@@ -2,6 +2,7 @@ import { BackupError } from '../base/errors.js'
 import type { DomainDisk, ImageSource } from '../model/domain.js'
 import { isLocalUri } from '../model/libvirt-uri.js'
 import type { DomainRef } from '../model/recovery-point.js'
+import type { VirtDomainInfo } from '../native/virt.js'
 import { parseDomainXml } from './domain-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
 import { type ChainImage, readChain } from './image-chain.js'
@@ -26,14 +27,18 @@ export interface OffDomain {
 
 /** Whether the domain is off now. Rejects with E_NOT_FOUND. */
 export async function isOff(hypervisor: Hypervisor, domain: DomainRef): Promise<boolean> {
-  const { state } = await hypervisor.lookup(domain.uuid)
-  return state === STATE_SHUTOFF || state === STATE_CRASHED
+  return isStopped(await hypervisor.lookup(domain.uuid))
+}
+
+/** A domain whose guest has crashed and that is preserved (`on_crash`) still has its QEMU, and its images open. */
+function isStopped({ state, id }: VirtDomainInfo): boolean {
+  return state === STATE_SHUTOFF || (state === STATE_CRASHED && id < 0)
 }
 
 /** Rejects with E_DOMAIN_STATE where it is not off (any more). */
 export async function describeOff(hypervisor: Hypervisor, domain: DomainRef): Promise<OffDomain> {
   const info = await hypervisor.lookup(domain.uuid)
-  if (info.state !== STATE_SHUTOFF && info.state !== STATE_CRASHED) throw startedMeanwhile(domain)
+  if (!isStopped(info)) throw startedMeanwhile(domain)
   const xml = await hypervisor.call(connection => connection.domainXml(domain.uuid, { inactive: true }))
   const untidy = info.hasManagedSave ? OFF_BY_FORCE.get(5) : OFF_BY_FORCE.get(info.reason)
   return { disks: parseDomainXml(xml).disks, untidy }

@@ -1,11 +1,12 @@
 import { randomBytes } from 'node:crypto'
+import { normalize } from 'node:path'
 
 import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import { classifyDisk } from '../model/disk-class.js'
 import { describeSource, type DomainDescription, type DomainDisk } from '../model/domain.js'
 import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
 import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
-import { endOwnJob, resumeAfterJob, runningBackup } from './backup-job.js'
+import { endOwnJob, refuseLocked, resumeAfterJob, runningBackup } from './backup-job.js'
 import { LiveBackupSession, undoDeadSession } from './backup-session.js'
 import { parseQemuUser } from './capabilities-xml.js'
 import { type CountedBase, countSince, deleteOtherCheckpoints, probeCheckpoint } from './checkpoints.js'
@@ -119,8 +120,10 @@ export class PullHost {
     await this.#hypervisor.call(connection => connection.destroyDomain(domain.uuid, { graceful: true }))
   }
 
+  /** Rejects with E_DOMAIN_BUSY where a job runs that this would have to wait for. */
   async baseHealth(domain: DomainRef, checkpoint: PointCheckpoint): Promise<BaseHealth> {
     if (await isOff(this.#hypervisor, domain)) return await offlineHealth(this.#hypervisor, domain, checkpoint, never)
+    await refuseLocked(this.#hypervisor, domain)
     return await probeCheckpoint(this.#hypervisor, domain, checkpoint)
   }
 
@@ -244,6 +247,8 @@ async function ourSocket(hypervisor: Hypervisor, domain: DomainRef): Promise<str
 
 function sourceOf(disk: DomainDisk, probed: ProbedImage | undefined): DiskSource {
   const layers = disk.backingChain.map(({ source }) => describeSource(source))
+  const identities = probed?.backingIdentities
+  const isWhole = layers.length === 0 || layers.length === identities?.length
   return {
     path: describeSource(disk.source),
     sourceType: disk.source.kind,
@@ -256,6 +261,10 @@ function sourceOf(disk: DomainDisk, probed: ProbedImage | undefined): DiskSource
     compressionType: probed?.compressionType,
     dataFile: disk.dataFile ?? probed?.dataFile,
     encryption: disk.encryption?.format,
-    backingFiles: layers.length > 0 ? layers : probed?.backingFiles,
+    // qemu-img leaves `..` in the names that a header gives relative to its image.
+    backingFiles: (layers.length > 0 ? layers : probed?.backingFiles)?.map(file =>
+      file.startsWith('/') ? normalize(file) : file,
+    ),
+    backingIdentities: isWhole ? identities : undefined,
   }
 }

@@ -10,6 +10,8 @@ export interface PlannedRun {
   readonly count: number
   /** The dirty bitmap says that these chunks are as in the parent; known and of use only in an audit. */
   readonly clean?: true
+  /** What is inherited reads as zeros in the export. */
+  readonly isZero?: true
 }
 
 /**
@@ -133,7 +135,7 @@ type Planned = Omit<PlannedRun, 'first' | 'count'>
 
 function planned(state: ChunkState, basis: PlanBasis): Planned {
   const isClean = !state.dirty && basis.kind !== 'none'
-  if (isClean && basis.kind === 'inherit') return { kind: 'inherit' }
+  if (isClean && basis.kind === 'inherit') return state.zero ? { kind: 'inherit', isZero: true } : { kind: 'inherit' }
   const kind = !state.zero ? 'read' : state.hole ? 'hole' : 'zero'
   return isClean ? { kind, clean: true } : { kind }
 }
@@ -151,7 +153,12 @@ class RunMerger {
 
   *add(planned: Planned, first: number, count: number): Generator<PlannedRun> {
     const last = this.#last
-    if (last !== undefined && last.kind === planned.kind && last.clean === planned.clean) {
+    if (
+      last !== undefined &&
+      last.kind === planned.kind &&
+      last.clean === planned.clean &&
+      last.isZero === planned.isZero
+    ) {
       this.#last = { ...last, count: last.count + count }
       return
     }

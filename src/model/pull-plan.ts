@@ -167,16 +167,55 @@ function chooseBase(
 
 /**
  * What tells that a target shows another image than before. A clone carries
- * the bitmaps of its original, so libvirt would not notice. A snapshot made or
- * committed since is no change: its bitmaps span the chain.
+ * the bitmaps of its original, so libvirt would not notice, and an image below
+ * can be exchanged past every bitmap. A snapshot made or committed since is no
+ * change: its bitmaps span the chain, whose lower images are the same.
  */
 function sourceChange(before: DiskSource, now: DiskSource): string | undefined {
   if (before.format !== now.format) return `its format changed from ${before.format} to ${now.format}`
+  if (before.dataFile !== undefined && now.dataFile !== undefined && before.dataFile !== now.dataFile)
+    return `its data file is now ${now.dataFile}`
+  const [was, is] = [layersOf(before), layersOf(now)]
   if (before.path === now.path) {
     const known = before.identity !== undefined && now.identity !== undefined
-    return known && before.identity !== now.identity ? 'its image was replaced' : undefined
+    if (known && before.identity !== now.identity) return 'its image was replaced'
+    return isSameChain(was, is) ? undefined : BELOW_CHANGED
   }
-  const isSnapshot = now.backingFiles?.includes(before.path) === true
-  const isCommit = before.backingFiles?.includes(now.path) === true
-  return isSnapshot || isCommit ? undefined : `its image is now ${now.path}`
+  const snapshotOf = is.findIndex(({ path }) => path === before.path)
+  if (snapshotOf > 0) return isSameChain(was, is.slice(snapshotOf)) ? undefined : BELOW_CHANGED
+  const committedTo = was.findIndex(({ path }) => path === now.path)
+  if (committedTo > 0) return isSameChain(was.slice(committedTo), is) ? undefined : BELOW_CHANGED
+  return `its image is now ${now.path}`
+}
+
+const BELOW_CHANGED = 'the images below its own are not those of the last recovery point'
+
+interface Layer {
+  readonly path: string
+  readonly identity: string | undefined
+  /** Of the lowest that is known: whether there are others below it, nobody could tell. */
+  readonly isUnsure?: true
+}
+
+/** Top first. */
+function layersOf({ path, identity, backingFiles, backingIdentities }: DiskSource): readonly Layer[] {
+  if (backingFiles === undefined) return [{ path, identity, isUnsure: true }]
+  const below = backingFiles.map((file, i) => {
+    const known = backingIdentities?.[i]
+    return { path: file, identity: known === '' ? undefined : known }
+  })
+  return [{ path, identity }, ...below]
+}
+
+/** Whether it is the same images on top of one another, as far as they are known. */
+function isSameChain(a: readonly Layer[], b: readonly Layer[]): boolean {
+  if ([...a, ...b].some(({ isUnsure }) => isUnsure)) return true
+  return a.length === b.length && a.every((layer, i) => isSameLayer(layer, b[i]))
+}
+
+function isSameLayer(a: Layer, b: Layer | undefined): boolean {
+  if (b === undefined) return false
+  if (a.identity !== undefined && b.identity !== undefined) return a.identity === b.identity
+  // libvirt and qemu-img have names of their own for what is no file.
+  return !a.path.startsWith('/') || !b.path.startsWith('/') || a.path === b.path
 }

@@ -33,6 +33,8 @@ export interface DiskSource {
   readonly dataFile?: string | undefined
   readonly encryption?: string | undefined
   readonly backingFiles?: readonly string[] | undefined
+  /** As `identity`, of each of `backingFiles`; empty where it is not known. */
+  readonly backingIdentities?: readonly string[] | undefined
 }
 
 /** Bytes unless said otherwise. */

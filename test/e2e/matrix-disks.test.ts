@@ -184,10 +184,14 @@ t.test(
     await domain.resize('vda', SIZE + 8 * MIB)
     const again = await matrix.pull(domain)
     t.equal(again.difference, undefined, 'shrunk and grown again: what was cut off does not come back')
-    await domain.resize('vda', SIZE)
-    await domain.resize('vda', SIZE + 4 * MIB)
+    await domain.write('vda', SIZE + 4 * MIB, 4 * MIB, { seed: 6 })
+    await matrix.pull(domain)
+    await domain.resize('vda', SIZE + 6 * MIB)
+    await domain.resize('vda', SIZE + 8 * MIB)
     const between = await matrix.pull(domain)
     t.equal(between.difference, undefined, 'shrunk and grown between two points')
+    t.strictSame(codes(between), ['W_CHAIN'])
+    t.match(modes(between.point), { vda: 'full', vdb: 'incremental' })
 
     // Replaced by a copy that carries the same bitmaps, as a clone does, and then written to by somebody else.
     await domain.destroy()

@@ -120,6 +120,34 @@ t.test('an incremental reads what changed, rounded to chunks, and an unchanged d
   )
 })
 
+t.test(
+  'a disk that was shrunk and grown again is called cut, and one that has always ended in zeros is not',
+  async t => {
+    const path = `${t.testdir()}/store`
+    await Store.init(path)
+    await using store = await Store.open(path)
+    for (const [data, cut, isCut] of [
+      [100, 99, true],
+      [100, 1, true],
+      [60, 70, false],
+      [60, 59, true],
+    ] as const) {
+      const source = new FakeExport(Buffer.alloc(100 * CHUNK))
+      source.write(0, fill(data * CHUNK, 7))
+      const { root } = await pull(store, source, undefined)
+      const parent = { root, geometry: { size: source.size, chunkSize: CHUNK } }
+      source.checkpoint()
+
+      source.resize(cut * CHUNK)
+      source.resize(100 * CHUNK)
+      source.write(98 * CHUNK, fill(CHUNK, 9))
+      const pulled = await pull(store, source, parent)
+
+      t.equal(pulled.isCut, isCut, `${data} chunks of data, cut at ${cut}`)
+    }
+  },
+)
+
 t.test('a read error leaves no buffer in use and no point', async t => {
   const path = `${t.testdir()}/store`
   await Store.init(path)

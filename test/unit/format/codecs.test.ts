@@ -130,6 +130,7 @@ const disk = fc.record({
     dataFile: maybe(text),
     encryption: maybe(text),
     backingFiles: maybe(fc.array(text, { maxLength: 2 })),
+    backingIdentities: maybe(fc.array(text, { maxLength: 2 })),
   }),
   statistics: fc.record({
     dirtyBytes: big,

@@ -37,7 +37,7 @@ function naivePlan(states: readonly number[], chunkSize: number, basis: PlanBasi
     const differs = own !== parents && parents > 0
     const isClean = basis.kind !== 'none' && !differs && bytes.every(byte => !byte.dirty)
     const content = !bytes.every(byte => byte.zero) ? 'read' : bytes.every(byte => byte.hole) ? 'hole' : 'zero'
-    if (isClean && basis.kind === 'inherit') kinds.push('inherit')
+    if (isClean && basis.kind === 'inherit') kinds.push(content === 'read' ? 'inherit' : 'inherit zero')
     else kinds.push(isClean ? `clean ${content}` : content)
   }
   return kinds
@@ -47,6 +47,7 @@ const expand = (runs: readonly PlannedRun[]): string[] =>
   runs.flatMap(run => Array<string>(run.count).fill(labelOf(run)))
 
 function labelOf(run: PlannedRun): string {
+  if (run.isZero === true) return `${run.kind} zero`
   return run.clean === true ? `clean ${run.kind}` : run.kind
 }
 
@@ -87,7 +88,9 @@ t.test('batches hold the same runs in the same order, none too big', async () =>
 
       const batches = await collect(batchPlan(planChunks(merged(states), geometry, basis), geometry, limits))
 
-      const planned = naivePlan(states, chunkSize, basis)
+      const planned = naivePlan(states, chunkSize, basis).map(kind =>
+        kind.replace(' zero', kind.startsWith('inherit') ? '' : ' zero'),
+      )
       const seen = Array<string>(planned.length).fill('inherit')
       let last = -1
       for (const batch of batches) {

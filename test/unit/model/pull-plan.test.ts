@@ -75,6 +75,15 @@ t.test('a raw disk is read in full and stays out of the checkpoint', async t => 
   t.match(plan.disks, [{ base: undefined, tracked: false }])
 })
 
+function below(...files: string[]) {
+  return { backingFiles: files }
+}
+
+/** The usual image on others, which are known. */
+function chain(...files: string[]): DiskSource {
+  return source({ ...below(...files), backingIdentities: files.map(file => `9:${file}`) })
+}
+
 const CHANGES: readonly (readonly [string, DiskSource, DiskSource, boolean])[] = [
   ['the same file', source(), source(), false],
   ['another inode at the same path', source(), source({ identity: '1:2' }), true],
@@ -82,6 +91,19 @@ const CHANGES: readonly (readonly [string, DiskSource, DiskSource, boolean])[] =
   ['another path', source(), source({ path: '/images/b.qcow2', identity: '1:2' }), true],
   ['a snapshot on top', source(), source({ path: '/images/s', backingFiles: ['/images/a.qcow2'] }), false],
   ['a snapshot committed', source({ path: '/images/s', backingFiles: ['/images/a.qcow2'] }), source(), false],
+  ['a data file of another name', source({ dataFile: '/d' }), source({ dataFile: '/e' }), true],
+  ['the same chain', chain('/b', '/c'), chain('/b', '/c'), false],
+  ['another image below', chain('/b', '/c'), chain('/b', '/d'), true],
+  ['an image below that is gone', chain('/b', '/c'), chain('/b'), true],
+  ['an image below where none was', chain(), chain('/b'), true],
+  ['an image below under another name', chain('/b'), source({ ...below('/x'), backingIdentities: ['9:/b'] }), false],
+  ['an image below that was replaced', chain('/b'), source({ ...below('/b'), backingIdentities: ['9:9'] }), true],
+  ['names below that nobody can compare', source(below('json:{}')), source(below('nbd://host/x')), false],
+  ['a chain that could not be looked at', chain('/b'), source(), false],
+  ['a snapshot on a chain', chain('/b'), source({ path: '/s', ...below('/images/a.qcow2', '/b') }), false],
+  ['a snapshot on another chain', chain('/b'), source({ path: '/s', ...below('/images/a.qcow2', '/c') }), true],
+  ['a commit into a chain', source({ path: '/s', ...below('/images/a.qcow2', '/b') }), chain('/b'), false],
+  ['a commit into another chain', source({ path: '/s', ...below('/images/a.qcow2', '/b') }), chain('/c'), true],
 ]
 for (const [what, before, now, changed] of CHANGES) {
   t.test(`${what} ${changed ? 'forces' : 'forces no'} full read`, async t => {
