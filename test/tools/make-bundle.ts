@@ -34,7 +34,6 @@ export async function makeBundle({ entry, outfile, plugins = [] }: BundleFiles):
     minifyWhitespace: true,
     // Node shows the line that an uncaught error came from.
     lineLimit: 160,
-    keepNames: true,
     legalComments: 'none',
     logLevel: 'warning',
     plugins: [...plugins],
