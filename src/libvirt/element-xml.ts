@@ -1,10 +1,9 @@
-import { XMLBuilder, XMLParser, XMLValidator } from 'fast-xml-parser'
-
 import { BackupError } from '../base/errors.js'
+import * as tree from './tree-xml.js'
 
 /**
- * XML as a tree of elements with their namespaces, for documents that people
- * edit and whose order and spelling matter: domain metadata.
+ * XML that people edit, as trees of elements with their namespaces: domain
+ * metadata.
  */
 
 export interface XmlElement {
@@ -12,70 +11,34 @@ export interface XmlElement {
   readonly name: string
   readonly namespace: string | undefined
   readonly attributes: ReadonlyMap<string, string>
-  /** Its own text, without that of its children. */
+  /** Its own text, without that of its children and the blanks around it. */
   readonly text: string
   readonly children: readonly XmlElement[]
 }
 
 export type XmlAttributes = Readonly<Record<string, string | number | undefined>>
 
-/** What `buildXml` writes: the library's ordered form, `{ tag: [children], ':@': { attributes } }`. */
-export type XmlNode = Readonly<Record<string, unknown>>
-
-const MAX_XML_LENGTH = 16 * 1024 * 1024
-const MAX_DEPTH = 64
-const ATTRIBUTES = ':@'
-const TEXT = '#text'
-
-const parser = new XMLParser({
-  preserveOrder: true,
-  ignoreAttributes: false,
-  attributeNamePrefix: '',
-  parseTagValue: false,
-  parseAttributeValue: false,
-  trimValues: true,
-  // Numeric references such as &#228; count among these.
-  htmlEntities: true,
-})
-// Its successors are packages of their own, made by the same author from this code.
-// eslint-disable-next-line @typescript-eslint/no-deprecated
-const builder = new XMLBuilder({
-  preserveOrder: true,
-  ignoreAttributes: false,
-  attributeNamePrefix: '',
-  suppressEmptyNode: true,
-})
+/** What buildXml() writes. */
+export type XmlNode = tree.XmlElement
 
 /** The one root of a well-formed document without a DTD. Throws E_CONFIG for anything else. */
 export function parseXml(xml: string): XmlElement {
-  // A DTD has no business here: entities that expand are how XML is used against its readers.
-  if (xml.length > MAX_XML_LENGTH || /<!(DOCTYPE|ENTITY)/i.test(xml)) throw badXml('it is too large or has a DTD')
-  // The parser takes what is not well-formed; this does not.
-  // eslint-disable-next-line @typescript-eslint/no-deprecated
-  const valid = XMLValidator.validate(xml)
-  if (valid !== true) throw badXml(`${valid.err.msg} (line ${valid.err.line})`)
-  const nodes: unknown = parser.parse(xml)
-  const [root, ...more] = elementsOf(nodes, 0, new Map())
-  if (root === undefined || more.length > 0) throw badXml('it is not one element')
-  return root
+  const refuse = (why: string, cause?: unknown) => new BackupError('E_CONFIG', 'the XML cannot be read', { why, cause })
+  return inNamespaces(tree.parseDocument(xml, refuse), new Map())
 }
 
-/** Throws E_USAGE for a value that XML cannot hold. */
+/** An element with elements in it. */
 export function element(name: string, attributes: XmlAttributes, children: readonly XmlNode[]): XmlNode {
-  const given = Object.entries(attributes).flatMap(([key, value]) =>
-    value === undefined ? [] : [[key, printable(String(value))]],
-  )
-  const written: unknown = Object.fromEntries(given)
-  return { [name]: children, ...(given.length > 0 ? { [ATTRIBUTES]: written } : {}) }
+  return tree.element(name, asText(attributes), children)
+}
+
+export function textElement(name: string, value: string | number, attributes: XmlAttributes = {}): XmlNode {
+  return tree.element(name, asText(attributes), String(value))
 }
 
 /** Throws E_USAGE for a value that XML cannot hold. */
-export function textElement(name: string, value: string | number, attributes: XmlAttributes = {}): XmlNode {
-  return element(name, attributes, [{ [TEXT]: printable(String(value)) }])
-}
-
 export function buildXml(node: XmlNode): string {
-  return builder.build([node])
+  return tree.buildXml(node, 'line', why => new BackupError('E_USAGE', why))
 }
 
 /** An element that was read, to be written again without its namespaces. */
@@ -84,54 +47,24 @@ export function toNode({ name, attributes, text, children }: XmlElement): XmlNod
   return text === '' ? element(name, plain, children.map(toNode)) : textElement(name, text, plain)
 }
 
-function elementsOf(nodes: unknown, depth: number, outer: ReadonlyMap<string, string>): readonly XmlElement[] {
-  if (depth > MAX_DEPTH) throw badXml('it is nested too deeply')
-  if (!Array.isArray(nodes)) return []
-  return nodes.flatMap((node: unknown) => {
-    if (!isRecord(node)) return []
-    const tag = Object.keys(node).find(key => key !== ATTRIBUTES && key !== TEXT && !key.startsWith('?'))
-    if (tag === undefined) return []
-    const attributes = attributesOf(node[ATTRIBUTES])
-    const prefixes = new Map(outer)
-    for (const [name, value] of attributes) {
-      if (name === 'xmlns') prefixes.set('', value)
-      else if (name.startsWith('xmlns:')) prefixes.set(name.slice(6), value)
-    }
-    const colon = tag.indexOf(':')
-    const inside = node[tag]
-    return [
-      {
-        name: tag.slice(colon + 1),
-        namespace: prefixes.get(colon < 0 ? '' : tag.slice(0, colon)),
-        attributes,
-        text: textOf(inside),
-        children: elementsOf(inside, depth + 1, prefixes),
-      },
-    ]
-  })
+function asText(attributes: XmlAttributes): Readonly<Record<string, string | undefined>> {
+  return Object.fromEntries(
+    Object.entries(attributes).map(([key, value]) => [key, value === undefined ? undefined : String(value)]),
+  )
 }
 
-function attributesOf(value: unknown): ReadonlyMap<string, string> {
-  return new Map(isRecord(value) ? Object.entries(value).map(([name, text]) => [name, String(text)]) : [])
-}
-
-function textOf(nodes: unknown): string {
-  if (!Array.isArray(nodes)) return ''
-  return nodes.map((node: unknown) => (isRecord(node) && TEXT in node ? String(node[TEXT]) : '')).join('')
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
-function badXml(why: string): BackupError {
-  return new BackupError('E_CONFIG', 'the XML cannot be read', { why })
-}
-
-/** XML has no way to write a control character. */
-function printable(text: string): string {
-  if (/[\u0000-\u001f\u007f]/.test(text)) {
-    throw new BackupError('E_USAGE', `${JSON.stringify(text)} has a control character, which XML cannot hold`)
+function inNamespaces(of: tree.XmlElement, outer: ReadonlyMap<string, string>): XmlElement {
+  const prefixes = new Map(outer)
+  for (const [name, value] of of.attributes) {
+    if (name === 'xmlns') prefixes.set('', value)
+    else if (name.startsWith('xmlns:')) prefixes.set(name.slice(6), value)
   }
-  return text
+  const colon = of.name.indexOf(':')
+  return {
+    name: of.name.slice(colon + 1),
+    namespace: prefixes.get(colon < 0 ? '' : of.name.slice(0, colon)),
+    attributes: of.attributes,
+    text: of.text.trim(),
+    children: of.children.map(child => inNamespaces(child, prefixes)),
+  }
 }

@@ -53,6 +53,16 @@ const BUILDER = new XMLBuilder({
 export function parseXml(text: string, root: string): XmlElement {
   const refuse = (why: string, cause?: unknown) =>
     new BackupError('E_LIBVIRT', `libvirt gave a <${root}> that cannot be read: ${why}`, { cause })
+  const found = parseDocument(text, refuse)
+  if (found.name !== root) throw refuse(`its root is <${found.name}>`)
+  return found
+}
+
+/** The error for a document, or for characters that cannot be written. */
+export type Refuse = (why: string, cause?: unknown) => BackupError
+
+/** Decodes one document of any root. Throws what `refuse` makes, for the same reasons as parseXml(). */
+export function parseDocument(text: string, refuse: Refuse): XmlElement {
   if (text.length > MAX_XML_BYTES) throw refuse('it is larger than 16 MiB')
   if (hasDocumentType(text)) throw refuse('it has a document type')
 
@@ -66,19 +76,19 @@ export function parseXml(text: string, root: string): XmlElement {
   } catch (error) {
     throw refuse(messageOf(error), error)
   }
-  const elements = toElements(nodes, 1, refuse)
-  const [element] = elements
-  if (element?.name !== root || elements.length !== 1) throw refuse(`its root is <${element?.name ?? ''}>`)
-  return element
+  const [root, ...more] = toElements(nodes, 1, refuse)
+  if (root === undefined || more.length > 0) throw refuse('it is not one element')
+  return root
 }
 
 /**
- * One document with `root` as its root element. Throws E_UNSUPPORTED for
- * characters that XML cannot carry or that libvirt would read back as others;
- * `lines` lets text between tags have line ends and tabs, as descriptions do.
+ * One document with `root` as its root element. Throws E_UNSUPPORTED, or what
+ * `refuse` makes, for characters that XML cannot carry or that libvirt would
+ * read back as others; `lines` lets text between tags have line ends and tabs,
+ * as descriptions do.
  */
-export function buildXml(root: XmlElement, text: 'line' | 'lines' = 'line'): string {
-  return BUILDER.build([toNode(root, text)])
+export function buildXml(root: XmlElement, text: 'line' | 'lines' = 'line', refuse: Refuse = cannotWrite): string {
+  return BUILDER.build([toNode(root, text, refuse)])
 }
 
 /** An element to build; attributes whose value is undefined are left out. */
@@ -131,8 +141,6 @@ function hasDocumentType(text: string): boolean {
     at = found + end.length
   }
 }
-
-type Refuse = (why: string) => BackupError
 
 function toElements(nodes: unknown, depth: number, refuse: Refuse): XmlElement[] {
   if (depth > MAX_DEPTH) throw refuse(`it has more than ${MAX_DEPTH} levels`)
@@ -189,20 +197,23 @@ function unescape(text: string): string {
   })
 }
 
-function toNode(from: XmlElement, text: 'line' | 'lines'): Record<string, unknown> {
-  const attributes = [...from.attributes].map(([key, value]) => [PREFIX + key, carried(value)] as const)
-  const content: unknown[] = from.children.map(child => toNode(child, text))
-  if (text === 'lines') carried(from.text.replaceAll(/[\n\t]/g, ' '))
-  else carried(from.text)
+function toNode(from: XmlElement, text: 'line' | 'lines', refuse: Refuse): Record<string, unknown> {
+  const attributes = [...from.attributes].map(([key, value]) => [PREFIX + key, carried(value, refuse)] as const)
+  const content: unknown[] = from.children.map(child => toNode(child, text, refuse))
+  carried(text === 'lines' ? from.text.replaceAll(/[\n\t]/g, ' ') : from.text, refuse)
   if (from.text !== '') content.push({ [TEXT]: from.text })
   return { [from.name]: content, [ATTRIBUTES]: Object.fromEntries(attributes) }
 }
 
 /** Line ends and tabs in attributes come back as blanks; other control characters are no XML at all. */
-function carried(text: string): string {
+function carried(text: string, refuse: Refuse): string {
   // With `u`, the last class is that of surrogates without their partner.
   if (/[\u0000-\u001f\u007f\ufffe\uffff]|\p{Cs}/u.test(text)) {
-    throw new BackupError('E_UNSUPPORTED', `${JSON.stringify(text)} cannot be written as XML`)
+    throw refuse(`${JSON.stringify(text)} has a character that XML cannot hold`)
   }
   return text
+}
+
+function cannotWrite(why: string): BackupError {
+  return new BackupError('E_UNSUPPORTED', why)
 }
