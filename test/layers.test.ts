@@ -45,6 +45,7 @@ const MAP: ModuleMap = {
     'cli/files-wire.ts',
     'cli/walker-main.ts',
     'cli/instant-wire.ts',
+    'cli/instant-place.ts',
     'cli/resume-wire.ts',
     'cli/remote-wire.ts',
     'cli/remote-restore-wire.ts',

@@ -17,8 +17,9 @@ export async function runInPlace(session: Session, wishes: InPlaceWishes): Promi
   if (ref.path !== undefined) throw new BackupError('E_USAGE', '--in-place gives back whole disks')
   const { point } = noted
   await using machine = await connectLocal(session, 'the disks that are written')
+  const remote = undefined
   const pace = new Paces(session.clock).ofRestore(wishes.bwlimit, await findTarget(session))
-  const job = await makeRollbackJob(session, { store, machine, pace })
+  const job = await makeRollbackJob(session, { store, machine, remote, pace })
   const disks = [...wishes.disks, ...(ref.disk === undefined ? [] : [ref.disk])]
   const request = { point, disks: disks.length === 0 ? undefined : disks }
   if (wishes.dryRun) return { point, result: await job.measure(request, signal), dryRun: true }

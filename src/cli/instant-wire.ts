@@ -1,11 +1,9 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import { BackupError } from '../base/errors.js'
 import { decodeInstantState, encodeInstantState, type InstantState, isInstantId } from '../format/instant-state.js'
-import { createOverlay, isOverlay, isOverlayOn } from '../image/overlay.js'
 import { InstantRestore, resumable, type RunningRestore } from '../jobs/instant-restore.js'
 import { planRestore } from '../jobs/restore-plan.js'
 import type { Hypervisor } from '../libvirt/hypervisor.js'
@@ -13,15 +11,15 @@ import { withDisksOf } from '../libvirt/restore-xml.js'
 import type { StorePort } from '../store/store-types.js'
 import type { Envelope } from './base-command.js'
 import { EXIT } from './exit-codes.js'
+import { type InstantPlace, localInstantPlace, remoteInstantPlace } from './instant-place.js'
 import { inSeconds } from './output.js'
-import { runtimeDir, stateDir } from './places.js'
+import { stateDir } from './places.js'
 import { findPoint } from './points.js'
 import { printable } from './printable.js'
-import { connectLocal } from './restore-connect.js'
-import { localPlace, makeDomainRestore, makeImages, makePassableDirectory, ownNamespaces } from './restore-wire.js'
+import { connectAgain, connectForFiles, openRemote } from './restore-connect.js'
+import { makeDomainRestore, ownNamespaces } from './restore-wire.js'
 import type { RestoreWishes } from './restore-wishes.js'
 import type { Session } from './session.js'
-import { qemuUserOf, serveForQemu } from './trial-wire.js'
 import { type Machine, openStore } from './wire.js'
 
 /** Makes and runs an instant restore: a part of wire.ts. */
@@ -34,15 +32,21 @@ export type InstantWish =
 /** Runs the domain, and serves it until its disks are filled in, or until it is interrupted. */
 export async function runInstant(session: Session, wish: InstantWish): Promise<Envelope> {
   // A wrong id needs neither store nor libvirt to be told.
-  if (wish.kind === 'resume') await loadState(wish.id)
+  const begun = wish.kind === 'resume' ? await loadState(wish.id) : undefined
   await using store = await openStore(session)
-  await using machine = await connectLocal(session, 'the overlays and the export')
-  const restore = await makeInstantRestore(session, { store, machine, pullBytesPerSecond: wish.bwlimit })
+  const what = 'the overlays'
+  await using machine =
+    begun === undefined ? await connectForFiles(session, what) : await connectAgain(session, begun.connect, what)
+  await using remote = await openRemote(session, machine)
+  const place =
+    remote === undefined ? await localInstantPlace(session, store, machine) : remoteInstantPlace(session, store, remote)
+  const restore = await makeInstantRestore(session, { store, machine, place, pullBytesPerSecond: wish.bwlimit })
   await using running =
     wish.kind === 'start'
-      ? await startInstant(session, { store, restore, wishes: wish.wishes })
+      ? await startInstant(session, { store, restore, place, wishes: wish.wishes })
       : await resumeInstant(store, restore, wish.id)
   const { state } = running
+  const signal = place.lost === undefined ? session.signal : AbortSignal.any([session.signal, place.lost])
   for (const note of running.notes) session.note(`! ${note}`)
   session.print([
     printable(`${state.domain.name} runs, after ${inSeconds(running.startedMs)} s, on overlays over the store.`),
@@ -52,14 +56,17 @@ export async function runInstant(session: Session, wish: InstantWish): Promise<E
       : `Its disks are not filled in: it needs this to go on. Later: virtvault restore --resume ${state.id}`,
   ])
   if (!wish.hydrate) {
-    await restore.stand(running, session.signal).catch((error: unknown) => {
+    try {
+      await restore.stand(running, signal)
+      place.lost?.throwIfAborted()
+    } catch (error) {
       throw resumable(error, state)
-    })
+    }
     return documentOf(running, { isHydrated: false })
   }
   const started = session.clock.monotonic()
   try {
-    await restore.hydrate(running, session.signal)
+    await restore.hydrate(running, signal)
   } catch (error) {
     session.complain(`go on with: virtvault restore --resume ${state.id}`)
     throw resumable(error, state)
@@ -93,9 +100,14 @@ function documentOf(
 
 async function startInstant(
   session: Session,
-  parts: { readonly store: StorePort; readonly restore: InstantRestore; readonly wishes: RestoreWishes },
+  parts: {
+    readonly store: StorePort
+    readonly restore: InstantRestore
+    readonly place: InstantPlace
+    readonly wishes: RestoreWishes
+  },
 ): Promise<RunningRestore> {
-  const { store, restore, wishes } = parts
+  const { store, restore, place, wishes } = parts
   const { destination, domain, points } = wishes
   const [text, another] = points === 'all' ? [] : points
   if (text === undefined || another !== undefined || destination.kind !== 'directory' || domain === undefined) {
@@ -107,14 +119,14 @@ async function startInstant(
   const id = randomBytes(4).toString('hex')
   const isCopy = domain.name !== undefined && domain.name !== point.domain.name
   const uuid = domain.uuid ?? (isCopy ? 'new' : 'keep')
-  await makePassableDirectory(destination.path)
-  await mkdir(runtimeDir(), { recursive: true })
+  await refuseSecond(domain.name ?? point.domain.name, place)
+  await place.makeFolder(destination.path)
   session.signal.throwIfAborted()
-  await refuseSecond(domain.name ?? point.domain.name)
   return await restore.start({
     id,
     storeId: store.id,
-    socket: join(runtimeDir(), `instant-${id}.sock`),
+    connect: place.connect,
+    socket: await place.socketFor(id),
     plan: planRestore({
       point,
       disks: wishes.disks.length === 0 ? undefined : wishes.disks,
@@ -138,22 +150,18 @@ async function resumeInstant(store: StorePort, restore: InstantRestore, id: stri
 
 async function makeInstantRestore(
   session: Session,
-  { store, machine, pullBytesPerSecond }: InstantParts,
+  { store, machine, place, pullBytesPerSecond }: InstantParts,
 ): Promise<InstantRestore> {
-  const user = await qemuUserOf(machine)
   return new InstantRestore({
     host: patientHost(machine.hypervisor),
     pullBytesPerSecond,
-    domains: await makeDomainRestore(store, machine, localPlace(machine, await makeImages())),
-    serve: async where => {
-      await mkdir(runtimeDir(), { recursive: true })
-      return await serveForQemu({ store, user }, where, error => session.complain(error.message))
-    },
-    createOverlay: spec => createOverlay({ ...spec, owner: user }),
-    isOverlay,
-    isOverlayOn,
+    domains: await makeDomainRestore(store, machine, place.domain),
+    serve: where => place.serve(where),
+    createOverlay: spec => place.createOverlay(spec),
+    isOverlay: path => place.isOverlay(path),
+    isOverlayOn: (path, socket) => place.isOverlayOn(path, socket),
     withDisksOf,
-    removeFile: path => rm(path, { force: true }),
+    removeFile: path => place.removeFile(path),
     saveState,
     dropState: id => rm(statePath(id), { force: true }),
     clock: session.clock,
@@ -164,6 +172,7 @@ async function makeInstantRestore(
 interface InstantParts {
   readonly store: StorePort
   readonly machine: Machine
+  readonly place: InstantPlace
   readonly pullBytesPerSecond: number
 }
 
@@ -195,13 +204,15 @@ async function saveState(state: InstantState): Promise<void> {
 }
 
 /** Rejects with E_EXISTS where a domain of this name is being restored so, or was when its restore was killed. */
-async function refuseSecond(name: string): Promise<void> {
+async function refuseSecond(name: string, place: InstantPlace): Promise<void> {
   const files = await readdir(join(stateDir(), 'instant')).catch(() => [])
   for (const file of files) {
     const id = file.replace(/\.json$/, '')
     const state = await loadState(id).catch(() => undefined)
+    if (state?.domain.name !== name || state.connect !== place.connect) continue
+    const images = await Promise.all(state.disks.map(({ image }) => place.exists(image)))
     // Where they were removed, nobody wants to go on.
-    if (state?.domain.name !== name || !state.disks.some(({ image }) => existsSync(image))) continue
+    if (!images.includes(true)) continue
     throw new BackupError('E_EXISTS', `an instant restore of ${name} was begun already`, {
       why: `its overlays: ${state.disks.map(({ image }) => image).join(', ')}`,
       hints: [`go on with it:   virtvault restore --resume ${id}`],

@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { dirname } from 'node:path'
 
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
+import type { WritableExport } from '../image/export-image.js'
 import type { FileOwner } from '../image/image-writer.js'
 import { resolveOwner } from '../image/owner.js'
 import { RemoteDirectories } from '../image/remote-directory.js'
@@ -10,10 +11,12 @@ import type { RemoteMachine } from '../image/remote-machine.js'
 import type { FirmwarePlaces } from '../jobs/restore-domain.js'
 import type { MeasuredDisk } from '../jobs/restore-job.js'
 import type { RestorePlan } from '../jobs/restore-plan.js'
+import type { DiskToOpen, OpenedDisk } from '../jobs/rollback-job.js'
 import { parseQemuUser, type QemuUser } from '../libvirt/capabilities-xml.js'
 import { RemoteServers } from '../libvirt/remote-servers.js'
 import { putThere, runThere } from '../libvirt/remote-shell.js'
 import type { SshLink } from '../libvirt/ssh-link.js'
+import type { NbdAddress } from '../native/nbd.js'
 import { ExportWriter } from '../nbd/export-writer.js'
 import { servingArguments } from '../nbd/qemu-nbd.js'
 import { firmwarePlaces } from './places.js'
@@ -23,6 +26,7 @@ import type { Machine } from './wire.js'
 
 /** Makes what restores to another machine are made of: a part of wire.ts. */
 
+const EXPORT = 'disk'
 const NBD_CONNECTIONS = 4
 /** Zeroing a large range of a slow disk takes its time. */
 const NBD_REQUEST_TIMEOUT_MS = 300_000
@@ -34,13 +38,19 @@ const LIKE_A_LOSS: ReadonlySet<string> = new Set(['E_NBD', 'E_NBD_PROTOCOL', 'E_
 /** The machine of a hypervisor, as a place to restore to. Disposing ends all that it runs there. */
 export interface RemotePlace extends AsyncDisposable {
   readonly host: string
+  readonly uri: string
   readonly link: SshLink
+  readonly machine: RemoteMachine
   readonly servers: RemoteServers
   readonly images: RemoteImages
   readonly directories: RemoteDirectories
   readonly firmware: FirmwarePlaces
   /** QEMU's user, where libvirt gives it one of its own and we may give things to it. */
   readonly qemuUser: QemuUser | undefined
+  /** For sockets. Rejects with E_UNREACHABLE. */
+  runtimeDir(): Promise<string>
+  /** Lets QEMU connect to a socket that is ours. Rejects with E_CONFIG, E_UNREACHABLE. */
+  admitQemu(socket: string): Promise<void>
   /** Throws E_USAGE for a path that means nothing over there. */
   requireAbsolute(path: string): void
   /** By the databases over there. Rejects with E_USAGE, E_NOT_FOUND, E_UNREACHABLE. */
@@ -60,7 +70,8 @@ export async function openRemotePlace(session: RunContext, machine: Machine): Pr
   if (link === undefined) return undefined
   const { uri } = machine.access
   const wish = remoteWish(await session.config(), undefined)
-  const servers = new RemoteServers(link, () => remoteRuntimeDir(uri, link, wish))
+  const runtimeDir = () => remoteRuntimeDir(uri, link, wish)
+  const servers = new RemoteServers(link, runtimeDir)
   const { uid, home } = await userThere(link)
   const user = parseQemuUser(await machine.hypervisor.call(connection => connection.capabilities()))
   const left: { readonly files: readonly string[]; readonly error: unknown }[] = []
@@ -69,10 +80,14 @@ export async function openRemotePlace(session: RunContext, machine: Machine): Pr
   const directories = new RemoteDirectories(there)
   return {
     host: link.host,
+    uri,
     link,
+    machine: there,
     servers,
     images,
     directories,
+    runtimeDir,
+    admitQemu: socket => admitQemu(there, socket, user),
     firmware: firmwarePlaces(uri, `${home}/.config`),
     qemuUser: uid === '0' ? user : undefined,
     requireAbsolute: path => directories.requireAbsolute(path),
@@ -95,8 +110,102 @@ export async function openRemotePlace(session: RunContext, machine: Machine): Pr
   }
 }
 
-/** What a failure of something that is served through ssh came from: E_UNREACHABLE where the connection was lost. */
-export async function causeOfLoss({ clock }: RunContext, link: SshLink, error: unknown): Promise<unknown> {
+function remoteMachine(session: RunContext, link: SshLink, servers: RemoteServers): RemoteMachine {
+  return {
+    host: link.host,
+    run: (script, args, signal) => runThere(link, script, args, signal),
+    own: path => servers.own(path),
+    put: (path, bytes) => putThere(link, path, bytes),
+    serve: async ({ path, format }, signal) => {
+      const image = { path, format, isBlockDevice: false, exportName: EXPORT, writable: true }
+      const server = await servers.serve({ path, args: servingArguments(image) }, signal)
+      try {
+        const target = await openForWriting(session, { link, address: server.address }, signal)
+        return { target, close: () => server.stop(), [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() }
+      } catch (error) {
+        await server[Symbol.asyncDispose]()
+        throw error
+      }
+    },
+  }
+}
+
+/** As the local openDisk(): an image over there as it is now, served by a qemu-nbd there with QEMU's lock. */
+export async function openRemoteDisk(
+  session: RunContext,
+  { link, servers }: RemotePlace,
+  { image, bitmap, writable }: DiskToOpen,
+  signal: AbortSignal,
+): Promise<OpenedDisk> {
+  const { ExportReader } = await import('../nbd/export-reader.js')
+  const { ExportImage } = await import('../image/export-image.js')
+  const args = servingArguments({ ...image, exportName: EXPORT, bitmap, writable })
+  const server = await servers.serve({ path: image.path, args }, signal)
+  const undo: AsyncDisposable[] = [server]
+  const end = async () => {
+    for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
+  }
+  try {
+    const { address } = server
+    const how = { exportName: EXPORT, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS, connections: 1, dirtyBitmap: bitmap }
+    const reader = await ExportReader.open(address, how, signal)
+    undo.push(reader)
+    const writer = writable
+      ? new ExportImage(image.path, reader.size, await openForWriting(session, { link, address }, signal))
+      : undefined
+    if (writer !== undefined) undo.push(writer)
+    return {
+      size: reader.size,
+      extents: until => telling(session, link, reader.extents(until)),
+      writer,
+      close: async () => {
+        await writer?.[Symbol.asyncDispose]()
+        await reader[Symbol.asyncDispose]()
+        await server.stop()
+      },
+      [Symbol.asyncDispose]: end,
+    }
+  } catch (error) {
+    await end()
+    throw error
+  }
+}
+
+async function* telling<T>(session: RunContext, link: SshLink, items: AsyncIterable<T>): AsyncGenerator<T> {
+  try {
+    yield* items
+  } catch (error) {
+    throw await causeOfLoss(session, link, error)
+  }
+}
+
+async function openForWriting(
+  session: RunContext,
+  { link, address }: { readonly link: SshLink; readonly address: NbdAddress },
+  signal: AbortSignal,
+): Promise<WritableExport> {
+  // Where each connection is a session of its own, sshd allows few.
+  const connections = address.command === undefined ? NBD_CONNECTIONS : 1
+  const how = { exportName: EXPORT, connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
+  const writer = await ExportWriter.open(address, how, signal)
+  const tell = async (work: Promise<void>, until: AbortSignal) => {
+    try {
+      await work
+    } catch (error) {
+      throw until.aborted ? error : await causeOfLoss(session, link, error)
+    }
+  }
+  return {
+    size: writer.size,
+    write: (pieces, buffer, until) => tell(writer.write(pieces, buffer, until), until),
+    zero: (offset, length, options, until) => tell(writer.zero(offset, length, options, until), until),
+    flush: until => tell(writer.flush(until), until),
+    [Symbol.asyncDispose]: () => writer[Symbol.asyncDispose](),
+  }
+}
+
+/** An NBD connection that broke is the first sign of an ssh connection that did: then that is what failed. */
+async function causeOfLoss({ clock }: RunContext, link: SshLink, error: unknown): Promise<unknown> {
   if (!LIKE_A_LOSS.has(errorCodeOf(error))) return error
   const { lost } = link
   if (!lost.aborted) {
@@ -109,41 +218,25 @@ export async function causeOfLoss({ clock }: RunContext, link: SshLink, error: u
   return lost.aborted ? lost.reason : error
 }
 
-function remoteMachine(session: RunContext, link: SshLink, servers: RemoteServers): RemoteMachine {
-  return {
-    host: link.host,
-    run: (script, args, signal) => runThere(link, script, args, signal),
-    own: path => servers.own(path),
-    put: (path, bytes) => putThere(link, path, bytes),
-    serve: async ({ path, format }, signal) => {
-      const image = { path, format, isBlockDevice: false, exportName: 'disk', writable: true }
-      const server = await servers.serve({ path, args: servingArguments(image) }, signal)
-      try {
-        const target = await openForWriting(server.address, signal)
-        return { target, close: () => server.stop(), [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() }
-      } catch (error) {
-        await server[Symbol.asyncDispose]()
-        throw error
-      }
-    },
-    causeOf: error => causeOfLoss(session, link, error),
-  }
-}
-
-/** Where each connection is a session of its own, sshd allows few. */
-export async function openForWriting(
-  address: Parameters<typeof ExportWriter.open>[0],
-  signal: AbortSignal,
-): Promise<ExportWriter> {
-  const connections = address.command === undefined ? NBD_CONNECTIONS : 1
-  const how = { exportName: 'disk', connections, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
-  return await ExportWriter.open(address, how, signal)
-}
-
 async function userThere(link: SshLink): Promise<{ readonly uid: string; readonly home: string }> {
   const { stdout } = await link.run('id -u; printf %s "$HOME"')
   const [uid = '', home = ''] = stdout.toString().split('\n')
   return { uid, home }
+}
+
+/** Whoever is not root gives QEMU's user the right by an access list. */
+const ADMIT = `
+[ "$2" = "$(id -u)" ] && exit 0
+if [ "$(id -u)" = 0 ]; then exec chown "$2:$3" -- "$1"; else exec setfacl -m "u:$2:rw" -- "$1"; fi`
+
+async function admitQemu(machine: RemoteMachine, socket: string, user: QemuUser | undefined): Promise<void> {
+  if (user === undefined) return
+  const answer = await machine.run(ADMIT, [socket, String(user.uid), String(user.gid)])
+  if (answer.code === 0) return
+  throw new BackupError('E_CONFIG', `QEMU of ${machine.host} cannot be let in to ${socket}`, {
+    why: answer.stderr.trim(),
+    hints: ['connect as root, or install acl there: QEMU runs as another user'],
+  })
 }
 
 /** Of a machine that is far away nobody sees that it gets full: asked before hours of copying. */
@@ -175,6 +268,6 @@ function explained(
   const hint =
     files.length === 0
       ? `nothing of this restore is left on ${host}: run it again`
-      : `these files are left on ${host} (${messageOf(left[0]?.error)}), remove them:   rm ${files.join(' ')}`
+      : `unless ${host} has removed them by itself, these files are left there (${messageOf(left[0]?.error)}):   rm ${files.join(' ')}`
   return new BackupError(errorCodeOf(error), messageOf(error), { why: known?.why, hints: [hint], cause: error })
 }

@@ -20,6 +20,19 @@ export async function connectForFiles(session: RunContext, what: string): Promis
   return await connectMachine(session)
 }
 
+/**
+ * The libvirt where something was begun earlier, of which `began` is the URI;
+ * undefined means this machine. Flags and configuration may know another way to
+ * the same machine, but lead to no other one. Rejects with E_REFUSED.
+ */
+export async function connectAgain(session: RunContext, began: string | undefined, what: string): Promise<Machine> {
+  if (began === undefined) return await connectLocal(session, what)
+  const now = session.settings.connect ?? (await session.config()).config.uri ?? DEFAULT_CONNECT
+  const isSame =
+    parseLibvirtUri(now)?.transport === 'ssh' && parseLibvirtUri(now)?.host === parseLibvirtUri(began)?.host
+  return await connectMachine(session, isSame ? now : began)
+}
+
 /** The machine of a hypervisor as a place to restore to; undefined where it is this one. Rejects with E_UNREACHABLE. */
 export async function openRemote(session: RunContext, machine: Machine): Promise<RemotePlace | undefined> {
   if (machine.ways.ssh === undefined) return undefined
@@ -32,10 +45,7 @@ function requireLocal(uri: string, what: string): void {
   if (isLocalUri(uri)) return
   throw new BackupError('E_REFUSED', `${redactUrls(uri)} is on another machine, which would not find ${what}`, {
     why: 'they are written on the machine that runs virtvault',
-    hints: [
-      'run virtvault on that machine',
-      'or restore the images here without --define, and copy them:   virtvault restore POINT --to DIR',
-    ],
+    hints: ['use the libvirt of this machine:   -c qemu:///system', 'or run virtvault on that one'],
   })
 }
 

@@ -54,7 +54,7 @@ export async function ownNamespaces(): Promise<readonly string[]> {
 }
 
 /** Where the files of a domain go: this machine, or the hypervisor's. */
-type DomainPlace = Pick<DomainRestorePorts, 'images' | 'makeDirectory' | 'removeFile' | 'fileExists' | 'places'>
+export type DomainPlace = Pick<DomainRestorePorts, 'images' | 'makeDirectory' | 'removeFile' | 'fileExists' | 'places'>
 
 export async function makeDomainRestore(
   store: StorePort,
@@ -103,14 +103,24 @@ export async function makePassableDirectory(path: string): Promise<void> {
 
 export async function makeRollbackJob(
   session: Session,
-  { store, machine, pace }: { readonly store: StorePort; readonly machine: Machine; readonly pace: Pace | undefined },
+  parts: {
+    readonly store: StorePort
+    readonly machine: Machine
+    readonly remote: RemotePlace | undefined
+    readonly pace: Pace | undefined
+  },
 ): Promise<RollbackJob> {
+  const { store, machine, remote, pace } = parts
   const { RollbackJob } = await import('../jobs/rollback-job.js')
   const { RollbackHost } = await import('../libvirt/rollback-host.js')
   return new RollbackJob({
     store,
     host: new RollbackHost(machine.hypervisor),
-    openDisk: (disk, signal) => openDisk(disk, store.id, signal),
+    openDisk: async (disk, signal) => {
+      if (remote === undefined) return await openDisk(disk, store.id, signal)
+      const { openRemoteDisk } = await import('./remote-restore-wire.js')
+      return await openRemoteDisk(session, remote, disk, signal)
+    },
     progress: session.progress,
     clock: session.clock,
     pace,

@@ -7,7 +7,7 @@ import { createOverlay } from '../image/overlay.js'
 import { BootTest, type TpmFile, type TrialFolder } from '../jobs/boot-test.js'
 import { type ReadTestResult, testRestore } from '../jobs/read-test.js'
 import { tpmPlace } from '../jobs/restore-domain.js'
-import { ServeJob } from '../jobs/serve-job.js'
+import { type RunningServer, ServeJob } from '../jobs/serve-job.js'
 import { parseQemuUser, type QemuUser } from '../libvirt/capabilities-xml.js'
 import { rewriteDomainXml } from '../libvirt/restore-xml.js'
 import type { RecoveryPoint } from '../model/recovery-point.js'
@@ -28,23 +28,44 @@ export async function qemuUserOf(machine: Machine): Promise<QemuUser | undefined
   return process.getuid?.() === 0 ? user : undefined
 }
 
-/** Serves a point on a socket that QEMU may connect to. */
+/** Serves a point on a socket that QEMU may connect to; `offer` opens the way to it for QEMU of another machine. */
 export async function serveForQemu(
-  parts: { readonly store: StorePort; readonly user: QemuUser | undefined },
+  parts: {
+    readonly store: StorePort
+    readonly user: QemuUser | undefined
+    readonly offer?: () => Promise<AsyncDisposable>
+  },
   where: { readonly point: RecoveryPoint; readonly disks?: readonly string[] | undefined; readonly socket: string },
   onDamage: (error: BackupError) => void,
 ): Promise<ServeJob> {
-  const { store, user } = parts
+  const { store, user, offer } = parts
   const listen = async (
     exports: Parameters<typeof ExportServer.listen>[1]['exports'],
     onReadFailure: (error: unknown) => void,
   ) => {
     const server = await ExportServer.listen({ kind: 'unix', path: where.socket }, { exports, onReadFailure })
     if (user !== undefined) await chown(where.socket, user.uid, user.gid)
-    return server
+    return offer === undefined ? server : await offered(server, offer)
   }
   const request = { point: where.point, disks: where.disks, cacheBytes: CACHE_BYTES }
   return await ServeJob.start({ store, listen, onDamage }, request)
+}
+
+async function offered(server: ExportServer, offer: () => Promise<AsyncDisposable>): Promise<RunningServer> {
+  try {
+    const way = await offer()
+    return {
+      port: undefined,
+      untilServed: signal => server.untilServed(signal),
+      [Symbol.asyncDispose]: async () => {
+        await way[Symbol.asyncDispose]()
+        await server[Symbol.asyncDispose]()
+      },
+    }
+  } catch (error) {
+    await server[Symbol.asyncDispose]()
+    throw error
+  }
 }
 
 export async function makeBootTest(session: RunContext, store: StorePort, machine: Machine): Promise<BootTest> {

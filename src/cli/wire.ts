@@ -245,10 +245,10 @@ export interface Machine extends AsyncDisposable {
 }
 
 /**
- * Connects to the libvirt that flags, variables or the configuration name.
+ * Connects to the libvirt that flags, variables or the configuration name, or to `known`.
  * Rejects with E_LIBVIRT_CONNECT, E_LIBVIRT_DENIED, E_UNSUPPORTED, E_CONFIG.
  */
-export async function connectMachine(session: RunContext): Promise<Machine> {
+export async function connectMachine(session: RunContext, known?: string): Promise<Machine> {
   const { resolveSecret, secretSourceOf } = await import('../config/secrets.js')
   const { Hypervisor } = await import('../libvirt/hypervisor.js')
   const { config } = await session.config()
@@ -262,12 +262,12 @@ export async function connectMachine(session: RunContext): Promise<Machine> {
     session.signal,
   )
   for (const warning of secret?.warnings ?? []) session.warn(warning)
-  const uri = session.settings.connect ?? config.uri ?? DEFAULT_CONNECT
+  const uri = known ?? session.settings.connect ?? config.uri ?? DEFAULT_CONNECT
   const { openWays } = await import('./remote-wire.js')
   const { USERNAME_VARIABLE, withCredentials } = await import('./libvirt-login.js')
   const ways = await openWays(uri)
-  const known = { username: process.env[USERNAME_VARIABLE] ?? config.username, passphrase: secret?.secret }
-  const { access, result: hypervisor } = await withCredentials(session, { uri, ...known }, access =>
+  const credentials = { username: process.env[USERNAME_VARIABLE] ?? config.username, passphrase: secret?.secret }
+  const { access, result: hypervisor } = await withCredentials(session, { uri, ...credentials }, access =>
     Hypervisor.open(uri, { ...access, files: ways.files }, session.signal),
   )
   return {

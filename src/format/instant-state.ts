@@ -9,6 +9,8 @@ export interface InstantState {
   readonly storeId: string
   readonly pointId: string
   readonly domain: { readonly uuid: string; readonly name: string }
+  /** The libvirt of another machine, where it is one; paths are paths over there then. */
+  readonly connect?: string | undefined
   /** Where the domain's overlays expect the export. */
   readonly socket: string
   readonly disks: readonly InstantDisk[]
@@ -47,6 +49,7 @@ export function decodeInstantState(bytes: Uint8Array): InstantState {
       storeId: text(fields, 'storeId'),
       pointId: text(fields, 'pointId'),
       domain: { uuid: text(domain, 'uuid'), name: text(domain, 'name') },
+      connect: fields['connect'] === undefined ? undefined : text(fields, 'connect'),
       socket: text(fields, 'socket'),
       disks: disks.map(disk => ({ target: text(record(disk), 'target'), image: text(record(disk), 'image') })),
       hydratedXml: text(fields, 'hydratedXml'),

@@ -23,15 +23,8 @@ export async function createOverlay(spec: OverlaySpec): Promise<void> {
   if ((await stat(spec.path).catch(() => undefined)) !== undefined) {
     throw new BackupError('E_EXISTS', `${spec.path} exists`, { hints: ['choose another directory'] })
   }
-  const { socket, exportName } = spec.backing
-  const backing = JSON.stringify({
-    driver: 'raw',
-    file: { driver: 'nbd', export: exportName, server: { type: 'unix', path: socket } },
-  })
   try {
-    // -u: what is behind it is not opened; the size is known.
-    const args = ['create', '-q', '-u', '-f', 'qcow2', '-F', 'raw', '-b', `json:${backing}`, spec.path, `${spec.size}`]
-    await promisify(execFile)('qemu-img', args)
+    await promisify(execFile)('qemu-img', [...overlayArguments(spec)])
     await chmod(spec.path, 0o600)
     if (spec.owner !== undefined) await chown(spec.path, spec.owner.uid, spec.owner.gid)
   } catch (cause) {
@@ -44,6 +37,17 @@ export async function createOverlay(spec: OverlaySpec): Promise<void> {
     }
     throw new BackupError('E_IO', `cannot create the overlay ${spec.path}: ${messageOf(cause)}`, { cause })
   }
+}
+
+/** Of qemu-img, on whatever machine. */
+export function overlayArguments({ backing, path, size }: OverlaySpec): readonly string[] {
+  const { socket, exportName } = backing
+  const below = JSON.stringify({
+    driver: 'raw',
+    file: { driver: 'nbd', export: exportName, server: { type: 'unix', path: socket } },
+  })
+  // -u: what is behind it is not opened; the size is known.
+  return ['create', '-q', '-u', '-f', 'qcow2', '-F', 'raw', '-b', `json:${below}`, path, `${size}`]
 }
 
 /** Whether an image reads from another one what it has not itself; fine while a domain uses it. Rejects with E_IO. */

@@ -196,7 +196,7 @@ class RemoteImage implements ImageWriter {
   }
 
   async write(pieces: readonly ImagePiece[], bytes: Uint8Array, signal: AbortSignal): Promise<void> {
-    await this.#attempt(this.#export.write(pieces, bytes, signal), signal)
+    await this.#naming(this.#export.write(pieces, bytes, signal))
   }
 
   async zero(offset: number, length: number): Promise<void> {
@@ -215,9 +215,9 @@ class RemoteImage implements ImageWriter {
 
   async commit(signal: AbortSignal): Promise<ImageOutcome> {
     const { spec, temporary, served, images } = this.#parts
-    const { dataBytes } = await this.#attempt(this.#export.commit(signal), signal)
+    const { dataBytes } = await this.#naming(this.#export.commit(signal))
     await this.#export[Symbol.asyncDispose]()
-    await this.#attempt(served.close(), signal)
+    await this.#naming(served.close())
     signal.throwIfAborted()
     // qemu-img makes whole sectors.
     const truncate = spec.kind === 'raw' && spec.size % 512 !== 0
@@ -234,18 +234,15 @@ class RemoteImage implements ImageWriter {
     await this.#parts.images.remove([this.#parts.temporary])
   }
 
-  /** An NBD connection that broke is the last sign of an ssh connection that did. */
-  async #attempt<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  async #naming<T>(work: Promise<T>): Promise<T> {
     try {
       return await work
     } catch (error) {
-      if (signal.aborted) throw error
-      const cause = await this.#parts.machine.causeOf(error)
-      if (errorCodeOf(cause) !== 'E_NO_SPACE') throw cause
+      if (errorCodeOf(error) !== 'E_NO_SPACE') throw error
       throw new BackupError('E_NO_SPACE', `${this.#parts.machine.host}: no room for ${this.#path}`, {
-        why: messageOf(cause),
+        why: messageOf(error),
         hints: ['Free space there, or restore to another directory with --to.'],
-        cause,
+        cause: error,
       })
     }
   }

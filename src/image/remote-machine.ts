@@ -22,12 +22,11 @@ export interface RemoteMachine {
   put(path: string, bytes: Uint8Array): Promise<RemoteAnswer>
   /** Serves an image there for writing. Rejects with E_NBD, E_DOMAIN_BUSY, E_TOOL_MISSING, E_UNREACHABLE. */
   serve(image: { readonly path: string; readonly format: string }, signal: AbortSignal): Promise<RemoteExport>
-  /** What a failure of a served image came from: E_UNREACHABLE where the connection was lost. */
-  causeOf(error: unknown): Promise<unknown>
 }
 
 /** Disposing ends the server, and never rejects. */
 export interface RemoteExport extends AsyncDisposable {
+  /** Rejects with E_UNREACHABLE where the connection was lost. */
   readonly target: WritableExport
   /** Ends the server in order: the image is closed when it resolves. Rejects with E_IO, E_UNREACHABLE. */
   close(): Promise<void>

@@ -64,6 +64,9 @@ export interface InstantPorts {
 export interface InstantRequest {
   readonly id: string
   readonly storeId: string
+  /** Of another machine's libvirt. */
+  readonly connect?: string | undefined
+  /** Where QEMU finds the export. */
   readonly socket: string
   readonly plan: RestorePlan
   readonly domain: Omit<DomainRestoreRequest, 'plan' | 'backing'>
@@ -108,6 +111,7 @@ export class InstantRestore {
     const plain = await domains.prepare({ ...request.domain, plan })
     const job = await this.#ports.serve({ point, disks: plan.disks.map(({ disk }) => disk.target), socket })
     const undo: (() => Promise<unknown>)[] = [() => job[Symbol.asyncDispose]()]
+    let isLeft = false
     try {
       const backing = new Map(job.disks.map(({ target, exportName }) => [target, { socket, exportName }]))
       const prepared = await domains.prepare({ ...request.domain, plan, backing })
@@ -117,6 +121,7 @@ export class InstantRestore {
         storeId: request.storeId,
         pointId: point.id,
         domain: { uuid: prepared.uuid, name: prepared.name },
+        connect: request.connect,
         socket,
         disks: images.map(({ disk, path }) => ({ target: disk.target, image: path })),
         hydratedXml: plain.xml,
@@ -124,12 +129,12 @@ export class InstantRestore {
       }
       // Before all that it names: whoever finds that can go on with it, or remove it.
       await this.#ports.saveState(state)
-      undo.push(() => this.#ports.dropState(state.id))
+      undo.push(() => (isLeft ? Promise.resolve() : this.#ports.dropState(state.id)))
       for (const { disk, path } of images) {
         const behind = backing.get(disk.target)
         if (behind === undefined) throw new Error(`bug: ${disk.target} is not served`)
         await this.#ports.createOverlay({ path, size: disk.size, backing: behind })
-        undo.push(() => this.#ports.removeFile(path))
+        undo.push(() => this.#ports.removeFile(path).catch(() => (isLeft = true)))
       }
       undo.push(() => host.undefineDomain(prepared.uuid, VIR_DOMAIN_UNDEFINE_NVRAM).catch(() => undefined))
       await domains.finish(prepared, 'start')
@@ -138,7 +143,7 @@ export class InstantRestore {
       return this.#running(job, { state, notes: prepared.notes, startedMs: clock.monotonic() - started })
     } catch (error) {
       for (const step of undo.reverse()) await step()
-      throw error
+      throw isLeft ? leftBehind(error, request.id) : error
     }
   }
 
@@ -313,6 +318,13 @@ export class InstantRestore {
     }
     return { ...parts, job, [Symbol.asyncDispose]: end }
   }
+}
+
+/** Where the machine with the overlays could not be reached any more. */
+function leftBehind(error: unknown, id: string): BackupError {
+  const hints = [`its overlays could not be removed; that is done by:   virtvault restore --resume ${id}`]
+  const why = error instanceof BackupError ? error.why : undefined
+  return new BackupError(errorCodeOf(error), messageOf(error), { why, hints, cause: error })
 }
 
 /** Adds how to go on to whatever ended an instant restore that runs. */

@@ -155,6 +155,36 @@ export class SshLink implements AsyncDisposable {
     }
   }
 
+  /**
+   * The other way round: what connects to the Unix socket `remote` there gets to
+   * `local` here, until that is disposed of, or the connection is lost: then the
+   * socket stays there, and leads nowhere. What lay at `remote` is removed.
+   * Rejects with E_UNREACHABLE, E_NBD where sshd forbids it.
+   */
+  async offer(local: string, remote: string): Promise<AsyncDisposable> {
+    const unlink = () => this.run('rm -f -- "$1"', [remote])
+    await unlink()
+    const master = await this.#connected()
+    const options = { input: '', timeoutMs: COMMAND_TIMEOUT_MS, signal: undefined }
+    const ask = (what: 'forward' | 'cancel') => {
+      const words = ['-O', what, '-R', `${remote}:${local}`, this.host]
+      return runProgram(this.#program, [...this.#throughMaster(master), ...words], options)
+    }
+    const made = await ask('forward')
+    if (made.code !== 0) {
+      throw new BackupError('E_NBD', `sshd of ${this.host} does not let QEMU there reach us`, {
+        why: made.stderr.trim(),
+        hints: [`allow it in the sshd_config of ${this.host}:   AllowStreamLocalForwarding yes`],
+      })
+    }
+    const end = async () => {
+      if (!master.isAlive) return
+      await ask('cancel').catch(() => undefined)
+      await unlink().catch(() => undefined)
+    }
+    return { [Symbol.asyncDispose]: end }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isClosed = true
     const master = await this.#master?.catch(() => undefined)
