@@ -105,7 +105,7 @@ export async function lookAtRemote(
 }
 
 const LOOK =
-  'id -u; id -un; for tool in nc socat qemu-img setfacl; do command -v $tool >/dev/null && echo $tool; done; true'
+  'id -u; id -un; for tool in nc socat qemu-img qemu-storage-daemon setfacl; do command -v $tool >/dev/null && echo $tool; done; true'
 
 async function lookThroughSsh(link: SshLink) {
   const { stdout } = await link.run(LOOK)

@@ -26,7 +26,7 @@ function wayFindings({ way, host, ssh }: Omit<RemoteFact, 'trouble'>): Finding[]
 function sshFindings({ ssh, host, way }: Omit<RemoteFact, 'trouble'>): Finding[] {
   if (ssh === undefined) {
     if (way?.kind !== 'tcp') return []
-    const message = `without ssh UEFI variables, TPM state and kernels of ${host} cannot be read, nor its domains that are off`
+    const message = `without ssh UEFI variables, TPM state and kernels of ${host} cannot be read, nor its domains that are off (only with --start-paused)`
     return [note(message, `connect through ssh:   -c qemu+ssh://root@${host}/system`)]
   }
   const findings: Finding[] = []
@@ -48,7 +48,21 @@ function sshFindings({ ssh, host, way }: Omit<RemoteFact, 'trouble'>): Finding[]
       ),
     )
   }
+  findings.push(offFinding(ssh, host))
   return findings
+}
+
+function offFinding({ tools, isRoot, user }: NonNullable<RemoteFact['ssh']>, host: string): Finding {
+  const missing = ['qemu-img', 'qemu-storage-daemon'].filter(tool => !tools.includes(tool))
+  if (missing.length > 0) {
+    return note(
+      `${host} has no ${missing.join(', no ')}: its domains that are off cannot be read`,
+      'apt install qemu-utils qemu-system-common, over there; or pull them with --start-paused',
+    )
+  }
+  if (isRoot) return ok(`domains that are off are read there, by qemu-storage-daemon on ${host}`)
+  const message = `domains that are off are read there as ${user}, who must be allowed to read and write their images`
+  return note(message, `connect as root:   -c qemu+ssh://root@${host}/system`)
 }
 
 function scratchFindings({ scratch, host }: Omit<RemoteFact, 'trouble'>): Finding[] {

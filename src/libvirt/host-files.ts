@@ -2,6 +2,7 @@ import { BackupError, messageOf } from '../base/errors.js'
 import type { DomainDescription } from '../model/domain.js'
 import type { QemuUser } from './capabilities-xml.js'
 import { type DomainFiles, type FileReader, missing, readDomainFiles, type StateOfFiles } from './domain-files.js'
+import { type ImageTools, LOCAL_IMAGES, sshImages } from './image-tools.js'
 import { decodeInfo, infoArguments, probeImage, type ProbedImage } from './image-probe.js'
 import { exists, freeSpaceFor, removeLeftovers } from './local-files.js'
 import { filesOf, makeRunPlaces, removeRunPlaces, type RunPlaces } from './run-places.js'
@@ -16,6 +17,8 @@ export interface HostFiles {
   readonly reach: 'local' | 'ssh' | 'none'
   /** Aborted when the present way to them is lost, and with it whatever runs over it; undefined where there is none to lose. */
   readonly lost: AbortSignal | undefined
+  /** What opens images; undefined where nobody does. */
+  readonly images: ImageTools | undefined
   /** Makes the directories of a run, closed to all but QEMU's user. Rejects with E_CONFIG. */
   makeRunPlaces(places: RunPlaces, qemuUser: QemuUser | undefined): Promise<void>
   /** Removes what a run made; what is missing is fine. */
@@ -35,6 +38,7 @@ export interface HostFiles {
 export const LOCAL_FILES: HostFiles = {
   reach: 'local',
   lost: undefined,
+  images: LOCAL_IMAGES,
   makeRunPlaces,
   removeRunPlaces,
   removeLeftovers,
@@ -58,6 +62,7 @@ const outOfReach: FileReader = {
 export const NO_FILES: HostFiles = {
   reach: 'none',
   lost: undefined,
+  images: undefined,
   makeRunPlaces: () => Promise.resolve(),
   removeRunPlaces: () => Promise.resolve(),
   removeLeftovers: () => Promise.resolve([]),
@@ -152,6 +157,7 @@ export function sshFiles(link: SshLink): HostFiles {
     get lost() {
       return link.lost
     },
+    images: sshImages(link),
     makeRunPlaces: async (places, user) => {
       const dirs = [...new Set(filesOf(places).map(file => file.slice(0, file.lastIndexOf('/'))))]
       await must(

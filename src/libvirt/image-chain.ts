@@ -1,13 +1,8 @@
-import { execFile } from 'node:child_process'
-import { stat } from 'node:fs/promises'
-import { promisify } from 'node:util'
-
-import { BackupError, messageOf } from '../base/errors.js'
+import { BackupError } from '../base/errors.js'
 import type { StoredBitmap } from '../model/domain-now.js'
 import type { NetworkServer } from '../model/domain.js'
+import type { ImageTools } from './image-tools.js'
 
-const TOOL_TIMEOUT_MS = 60_000
-const MAX_ANSWER_BYTES = 16 * 1024 * 1024
 /** libvirt itself stops at 200. */
 const MAX_LAYERS = 200
 /** The formats whose header can name an image below. */
@@ -26,6 +21,12 @@ export interface ChainImage {
   readonly bitmaps: readonly StoredBitmap[]
 }
 
+/** An image, and the format that it is to be read in. */
+export interface NamedImage {
+  readonly path: string
+  readonly format: string
+}
+
 /**
  * The images that a disk is made of, top first, each asked by itself: formats
  * come from the caller and then from each header, and are never guessed,
@@ -34,16 +35,26 @@ export interface ChainImage {
  * then those of the last time they were closed.
  *
  * Rejects with E_IO where an image cannot be asked, E_UNSUPPORTED where a
- * header does not name the format of the image below, E_TOOL_MISSING.
+ * header does not name the format of the image below, E_TOOL_MISSING,
+ * E_UNREACHABLE.
  */
-export async function readChain(path: string, format: string, signal: AbortSignal): Promise<readonly ChainImage[]> {
+export async function readChain(
+  tools: ImageTools,
+  top: NamedImage,
+  signal: AbortSignal,
+): Promise<readonly ChainImage[]> {
   const chain: ChainImage[] = []
-  let next: { readonly path: string; readonly format: string } | undefined = { path, format }
+  let next: NamedImage | undefined = top
   while (next !== undefined) {
-    if (chain.length === MAX_LAYERS) throw new BackupError('E_UNSUPPORTED', `${path} has too many images below it`)
-    const said: ImageSays = await askImage(next, signal)
+    if (chain.length === MAX_LAYERS) throw new BackupError('E_UNSUPPORTED', `${top.path} has too many images below it`)
+    const said: ImageSays = await askImage(tools, next, signal)
     if (chain.length > 0 && said.isEncrypted) throw encryptedBelow(next.path)
-    chain.push({ path: next.path, format: next.format, isBlockDevice: await isBlock(next.path), bitmaps: said.bitmaps })
+    chain.push({
+      path: next.path,
+      format: next.format,
+      isBlockDevice: await tools.isBlockDevice(next.path),
+      bitmaps: said.bitmaps,
+    })
     next = said.below
   }
   return chain
@@ -59,12 +70,12 @@ function encryptedBelow(path: string): BackupError {
 interface ImageSays {
   readonly isEncrypted: boolean
   readonly bitmaps: readonly StoredBitmap[]
-  readonly below: { readonly path: string; readonly format: string } | undefined
+  readonly below: NamedImage | undefined
 }
 
-async function askImage(image: { readonly path: string; readonly format: string }, signal: AbortSignal) {
+async function askImage(tools: ImageTools, image: NamedImage, signal: AbortSignal): Promise<ImageSays> {
   const args = ['info', '-U', '-f', image.format, '--output=json', '--', image.path]
-  const answer = decodeImageInfo(await qemuImg(image.path, args, signal))
+  const answer = decodeImageInfo(await tools.qemuImg(image.path, args, signal))
   if (answer === undefined) throw new BackupError('E_IO', `qemu-img says nothing sensible about ${image.path}`)
   if (answer.backing === undefined || !WITH_BACKING.includes(image.format)) return { ...answer, below: undefined }
   const { path, format } = answer.backing
@@ -104,47 +115,6 @@ function storedBitmap(bitmap: ReadonlyMap<string, unknown>): StoredBitmap[] {
   const flags = bitmap.get('flags')
   if (name === undefined || !Array.isArray(flags)) return []
   return [{ name, isSound: flags.includes('auto') && !flags.includes('in-use') }]
-}
-
-async function isBlock(path: string): Promise<boolean> {
-  try {
-    return (await stat(path)).isBlockDevice()
-  } catch (error) {
-    throw new BackupError('E_IO', `${path} cannot be looked at: ${messageOf(error)}`, { cause: error })
-  }
-}
-
-/** Its standard output. Rejects with E_DOMAIN_BUSY where the image is in use, E_TOOL_MISSING, E_IO. */
-export async function qemuImg(path: string, args: readonly string[], signal?: AbortSignal): Promise<string> {
-  try {
-    const limits = { timeout: TOOL_TIMEOUT_MS, maxBuffer: MAX_ANSWER_BYTES }
-    const options = signal === undefined ? limits : { ...limits, signal }
-    return (await promisify(execFile)('qemu-img', [...args], options)).stdout
-  } catch (error) {
-    signal?.throwIfAborted()
-    throw toolFailure(path, error)
-  }
-}
-
-function toolFailure(path: string, error: unknown): BackupError {
-  if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
-    return new BackupError('E_TOOL_MISSING', 'qemu-img is not installed', { cause: error })
-  }
-  const said = error instanceof Error && 'stderr' in error ? String(error.stderr).trim() : messageOf(error)
-  // QEMU's tools have one exit code, and speak English in every locale.
-  return (
-    inUse(path, said, error) ?? new BackupError('E_IO', `qemu-img cannot work on ${path}`, { why: said, cause: error })
-  )
-}
-
-/** What QEMU's words mean where another process has the image open; undefined where they say something else. */
-export function inUse(path: string, said: string, cause: unknown): BackupError | undefined {
-  if (!/Failed to get .* lock/.test(said)) return undefined
-  return new BackupError('E_DOMAIN_BUSY', `${path} is in use`, {
-    why: said.split('\n')[0] ?? said,
-    hints: ['a domain runs on it, or another program has it open'],
-    cause,
-  })
 }
 
 function parseJson(json: string): unknown {

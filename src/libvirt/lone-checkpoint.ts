@@ -4,7 +4,7 @@ import { checkpointXml, deleteCheckpoint } from './checkpoints.js'
 import type { Hypervisor } from './hypervisor.js'
 import type { ChainImage } from './image-chain.js'
 import { createOfflineCheckpoint } from './offline-checkpoints.js'
-import { bitmapChains, describeOff, isOff, requireLocalImages } from './offline-images.js'
+import { bitmapChains, describeOff, imageToolsOf, isOff } from './offline-images.js'
 import type { NewCheckpoint } from './session-types.js'
 
 const never = new AbortController().signal
@@ -64,7 +64,7 @@ async function topImages(
   domain: DomainRef,
   targets: readonly string[],
 ): Promise<ReadonlyMap<string, ChainImage>> {
-  requireLocalImages(hypervisor, domain)
+  imageToolsOf(hypervisor, domain)
   const { disks } = await describeOff(hypervisor, domain)
   const images = new Map<string, ChainImage>()
   for (const [target, [top]] of await bitmapChains(hypervisor, disks, never)) {

@@ -7,7 +7,7 @@ import type { CountedBase } from './checkpoints.js'
 import { countDirty } from './offline-exports.js'
 import { addBitmap, removeBitmap } from './image-bitmaps.js'
 import type { ChainImage } from './image-chain.js'
-import { bitmapChains, describeOff, isChainSound, isOff, requireLocalImages, soundDepth } from './offline-images.js'
+import { bitmapChains, describeOff, imageToolsOf, isChainSound, isOff, soundDepth } from './offline-images.js'
 
 /** Flags of virDomainCheckpointCreateXML and -Delete. */
 const REDEFINE = 1
@@ -38,14 +38,14 @@ export async function countOffline(
   name: string,
   signal: AbortSignal,
 ): Promise<CountedBase> {
-  requireLocalImages(hypervisor, domain)
+  const tools = imageToolsOf(hypervisor, domain)
   const { disks } = await describeOff(hypervisor, domain)
   const chains = await bitmapChains(hypervisor, disks, signal)
   const sound = [...chains].flatMap(([target, chain]) => {
     const depth = soundDepth(chain, name)
     return depth === 0 ? [] : [{ target, chain, base: name, depth }]
   })
-  const dirtyBytes = await countDirty(sound)
+  const dirtyBytes = await countDirty(tools, sound)
   return { known: true, soundDisks: new Set(sound.map(({ target }) => target)), dirtyBytes }
 }
 
@@ -60,7 +60,8 @@ export async function createOfflineCheckpoint(
   domain: DomainRef,
   what: { readonly name: string; readonly images: ReadonlyMap<string, ChainImage> },
 ): Promise<void> {
-  for (const image of what.images.values()) await addBitmap(image, what.name)
+  const tools = imageToolsOf(hypervisor, domain)
+  for (const image of what.images.values()) await addBitmap(tools, image, what.name)
   const known = await hypervisor.call(connection => connection.listCheckpoints(domain.uuid))
   const xml = buildRedefineXml(
     {
@@ -78,13 +79,14 @@ export async function createOfflineCheckpoint(
  * Deletes a checkpoint of a domain that is off: its bitmaps from every image of
  * every disk, then libvirt's record, in this order, so that what fails is found
  * again. Nothing of it there is fine. Rejects with E_DOMAIN_BUSY, E_IO, and
- * E_DOMAIN_STATE where the images are on another machine.
+ * E_DOMAIN_STATE where nobody opens its images.
  */
 export async function deleteOfflineCheckpoint(hypervisor: Hypervisor, domain: DomainRef, name: string): Promise<void> {
-  requireLocalImages(hypervisor, domain)
+  const tools = imageToolsOf(hypervisor, domain)
   const { disks } = await describeOff(hypervisor, domain)
   for (const chain of (await bitmapChains(hypervisor, disks, never)).values()) {
-    for (const image of chain) if (image.bitmaps.some(bitmap => bitmap.name === name)) await removeBitmap(image, name)
+    for (const image of chain)
+      if (image.bitmaps.some(bitmap => bitmap.name === name)) await removeBitmap(tools, image, name)
   }
   try {
     await hypervisor.call(connection => connection.deleteCheckpoint(domain.uuid, name, METADATA_ONLY))
@@ -117,14 +119,15 @@ export async function removeOrphanBitmaps(
     }
   }
   const off = orphans.size > 0 && (await isOff(hypervisor, domain))
+  const { images: tools } = hypervisor.files
   const warnings: Warning[] = []
   for (const [name, targets] of orphans) {
     const where = `${domain.name} (${targets.join(', ')})`
     try {
-      if (off) {
+      if (off && tools !== undefined) {
         for (const target of targets) {
           const top = tops.get(target)
-          if (top !== undefined) await removeBitmap(top, name)
+          if (top !== undefined) await removeBitmap(tools, top, name)
         }
       } else {
         await removeThroughLibvirt(hypervisor, domain, { name, targets })

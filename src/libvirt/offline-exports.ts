@@ -1,6 +1,7 @@
 import { BackupError } from '../base/errors.js'
 import type { ChainImage } from './image-chain.js'
-import { StorageDaemon } from './storage-daemon.js'
+import type { ImageTools } from './image-tools.js'
+import type { StorageDaemon } from './storage-daemon.js'
 
 /** The formats whose images can lie on others; they must be told where the chain ends. */
 const WITH_BACKING: readonly string[] = ['qcow2', 'qed', 'vmdk']
@@ -55,9 +56,12 @@ export async function serveDisks(
 }
 
 /** Bytes that the images have recorded since each disk's base, summed over its chain: some may count twice. */
-export async function countDirty(disks: readonly OfflineDisk[]): Promise<ReadonlyMap<string, number>> {
+export async function countDirty(
+  tools: ImageTools,
+  disks: readonly OfflineDisk[],
+): Promise<ReadonlyMap<string, number>> {
   if (disks.length === 0) return new Map()
-  await using daemon = await StorageDaemon.start()
+  await using daemon = await tools.startDaemon()
   for (const [i, { chain }] of disks.entries()) {
     await addKeys(daemon, chain, `d${i}`)
     await daemon.execute('blockdev-add', { ...imageNode(chain, `d${i}`, 0), 'force-share': true })

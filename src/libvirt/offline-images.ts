@@ -1,11 +1,11 @@
 import { BackupError } from '../base/errors.js'
 import type { DomainDisk, ImageSource } from '../model/domain.js'
-import { isLocalUri } from '../model/libvirt-uri.js'
 import type { DomainRef } from '../model/recovery-point.js'
 import type { VirtDomainInfo } from '../native/virt.js'
 import { parseDomainXml } from './domain-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
 import { type ChainImage, readChain } from './image-chain.js'
+import type { ImageTools } from './image-tools.js'
 
 /** virDomainState and the reasons of VIR_DOMAIN_SHUTOFF. */
 const STATE_SHUTOFF = 5
@@ -44,16 +44,21 @@ export async function describeOff(hypervisor: Hypervisor, domain: DomainRef): Pr
   return { disks: parseDomainXml(xml).disks, untidy }
 }
 
-/**
- * Images are opened by path, here: of a domain on another machine that would
- * be another image, or none. Throws E_DOMAIN_STATE.
- */
-export function requireLocalImages(hypervisor: Pick<Hypervisor, 'uri'>, domain: DomainRef): void {
-  if (isLocalUri(hypervisor.uri)) return
-  throw new BackupError('E_DOMAIN_STATE', `${domain.name} is shut off, and its images are on another machine`, {
-    why: 'a domain that does not run is read from its images',
-    hints: ['let it be started, paused, for the pull:   --start-paused', 'or run virtvault on that machine'],
-  })
+/** What opens the images where they are. Throws E_DOMAIN_STATE where there is only libvirt to talk to. */
+export function imageToolsOf({ files }: Pick<Hypervisor, 'files'>, domain: DomainRef): ImageTools {
+  if (files.images !== undefined) return files.images
+  throw new BackupError(
+    'E_DOMAIN_STATE',
+    `${domain.name} is shut off, and nobody opens its images on the other machine`,
+    {
+      why: 'a domain that does not run is read from its images, which libvirt gives nobody',
+      hints: [
+        'connect through ssh:   -c qemu+ssh://root@HOST/system',
+        'or let it be started, paused, for the pull:   --start-paused',
+        'or run virtvault on that machine',
+      ],
+    },
+  )
 }
 
 export function startedMeanwhile(domain: DomainRef): BackupError {
@@ -63,7 +68,7 @@ export function startedMeanwhile(domain: DomainRef): BackupError {
   })
 }
 
-/** Where a disk lies on this machine; undefined for what only QEMU can reach. Rejects with E_NOT_FOUND for a volume that is gone. */
+/** Where a disk lies on the machine of its hypervisor; undefined for what only QEMU can reach. Rejects with E_NOT_FOUND for a volume that is gone. */
 export async function localPath(hypervisor: Hypervisor, source: ImageSource): Promise<string | undefined> {
   if (source.kind === 'file' || source.kind === 'block') return source.path
   if (source.kind !== 'volume') return undefined
@@ -108,13 +113,14 @@ async function keyOf(hypervisor: Hypervisor, { encryption }: DomainDisk): Promis
 
 /**
  * The images of a disk, top first. Rejects with E_NO_DISK for one that cannot
- * be read while its domain is off, and as readChain().
+ * be read while its domain is off, and as imageToolsOf() and readChain().
  */
 export async function chainOf(
   hypervisor: Hypervisor,
-  disk: DomainDisk,
+  of: { readonly disk: DomainDisk; readonly tools: ImageTools },
   signal: AbortSignal,
 ): Promise<readonly ChainImage[]> {
+  const { disk, tools } = of
   const reason = await whyUnreadable(hypervisor, disk)
   const { source } = disk
   if (reason === undefined && source.kind === 'network' && source.server !== undefined) {
@@ -126,27 +132,30 @@ export async function chainOf(
     const why = reason ?? 'it has no local image'
     throw new BackupError('E_NO_DISK', `disk ${disk.target} cannot be read while its domain is off`, { why })
   }
-  const chain = await readChain(path, disk.format ?? 'raw', signal)
+  const chain = await readChain(tools, { path, format: disk.format ?? 'raw' }, signal)
   const { key } = await keyOf(hypervisor, disk)
   return key === undefined ? chain : chain.map((image, at) => (at === 0 ? { ...image, key } : image))
 }
 
-/** The chains of all qcow2 disks that can be looked at, by target; of the others, and of all on another machine, nothing is known. */
+/** The chains of all qcow2 disks that can be looked at, by target; of the others, and of all where nobody opens images, nothing is known. Rejects with E_UNREACHABLE. */
 export async function bitmapChains(
   hypervisor: Hypervisor,
   disks: readonly DomainDisk[],
   signal: AbortSignal,
 ): Promise<ReadonlyMap<string, readonly ChainImage[]>> {
   const chains = new Map<string, readonly ChainImage[]>()
-  if (!isLocalUri(hypervisor.uri)) return chains
+  const { images: tools } = hypervisor.files
+  if (tools === undefined) return chains
   for (const disk of disks) {
     try {
       if (disk.format !== 'qcow2' || (await whyUnreadable(hypervisor, disk)) !== undefined) continue
-      chains.set(disk.target, await chainOf(hypervisor, disk, signal))
+      chains.set(disk.target, await chainOf(hypervisor, { disk, tools }, signal))
     } catch (error) {
       signal.throwIfAborted()
       // An image that is gone, a pool that is not active: then there is no bitmap to be found either.
-      if (!(error instanceof BackupError) && libvirtFailure(error) === undefined) throw error
+      const isKnown =
+        error instanceof BackupError ? error.code !== 'E_UNREACHABLE' : libvirtFailure(error) !== undefined
+      if (!isKnown) throw error
     }
   }
   return chains

@@ -2,16 +2,17 @@ import { throwIfAborted } from '../base/async.js'
 import { BackupError, messageOf, type Warning } from '../base/errors.js'
 import type { DomainDisk } from '../model/domain.js'
 import type { Consistency, DomainRef } from '../model/recovery-point.js'
-import { exists, removeLeftovers } from './local-files.js'
 import { withLeftovers } from './backup-session.js'
 import { checkpointXml, cleanupWarning, deleteCheckpoint } from './checkpoints.js'
 import type { Hypervisor } from './hypervisor.js'
 import type { ChainImage } from './image-chain.js'
+import type { ImageTools } from './image-tools.js'
 import { createOfflineCheckpoint } from './offline-checkpoints.js'
 import { type OfflineDisk, serveDisks, type ServedDisk } from './offline-exports.js'
-import { chainOf, describeOff, isOff, requireLocalImages, soundDepth, startedMeanwhile } from './offline-images.js'
+import { chainOf, describeOff, imageToolsOf, isOff, soundDepth, startedMeanwhile } from './offline-images.js'
 import type { BackupSessionPort, ExportedDisk, RequestedDisk, SessionRequest } from './session-types.js'
-import { StorageDaemon } from './storage-daemon.js'
+import { offlineSocket } from './run-places.js'
+import type { StorageDaemon } from './storage-daemon.js'
 
 /** virDomainEventType. */
 const EVENT_STARTED = 2
@@ -51,15 +52,19 @@ export class OfflineBackupSession implements BackupSessionPort {
   private constructor(parts: OfflineParts) {
     this.domain = parts.request.domain
     this.disks = parts.disks
-    this.address = { socket: parts.request.socket }
+    this.address = { socket: offlineSocket(parts.request.socket) }
     this.checkpoint = parts.checkpoint
     this.consistency = parts.consistency
     this.time = parts.time
     this.#parts = parts
     this.#warnings = [...parts.warnings]
     void this.#watchForStart()
-    void parts.daemon.ended.then(() => {
-      this.#failure.abort(new BackupError('E_SOURCE_GONE', 'the process that served the disks has ended'))
+    void parts.daemon.ended.then(why => {
+      if (why.code === 'E_UNREACHABLE') this.#failure.abort(why)
+      else
+        this.#failure.abort(
+          new BackupError('E_SOURCE_GONE', 'the process that served the disks has ended', { cause: why }),
+        )
     })
   }
 
@@ -68,10 +73,10 @@ export class OfflineBackupSession implements BackupSessionPort {
    * locks them. A disk whose base is not sound under that lock is exported in
    * full, with a W_CHAIN warning.
    *
-   * Rejects with E_DOMAIN_STATE where its images are on another machine,
+   * Rejects with E_DOMAIN_STATE where nobody opens its images,
    * E_SOURCE_GONE where the domain was started meanwhile,
    * E_DOMAIN_BUSY where another process has an image open, E_EXISTS,
-   * E_TOOL_MISSING, E_IO. After a rejection nothing of this request is left;
+   * E_TOOL_MISSING, E_IO, E_UNREACHABLE. After a rejection nothing of this request is left;
    * what could not be undone is said, and the caller's journal has the names.
    */
   static async begin(
@@ -81,18 +86,21 @@ export class OfflineBackupSession implements BackupSessionPort {
   ): Promise<OfflineBackupSession> {
     throwIfAborted(signal)
     const { domain } = request
-    requireLocalImages(hypervisor, domain)
+    const tools = imageToolsOf(hypervisor, domain)
     const off = await describeOff(hypervisor, domain)
-    if (await exists(request.socket)) throw new BackupError('E_EXISTS', `${request.socket} exists already`)
+    const socket = offlineSocket(request.socket)
+    const taken = await hypervisor.files.taken([socket])
+    if (taken.length > 0) throw new BackupError('E_EXISTS', `${socket} exists already`)
     const opened: OfflineDisk[] = []
-    for (const asked of request.disks) opened.push(await openable(hypervisor, asked, { disks: off.disks, signal }))
+    for (const asked of request.disks)
+      opened.push(await openable(hypervisor, asked, { disks: off.disks, tools, signal }))
 
     let daemon: StorageDaemon | undefined
     try {
       const checkpoint = await makeCheckpoint(hypervisor, request, opened)
       throwIfAborted(signal)
-      daemon = await StorageDaemon.start()
-      const served = await serveDisks(daemon, request.socket, opened)
+      daemon = await tools.startDaemon()
+      const served = await serveDisks(daemon, socket, opened)
       // From here QEMU's locks keep it off; before, it may have run.
       if (!(await isOff(hypervisor, domain))) throw startedMeanwhile(domain)
       return new OfflineBackupSession({
@@ -149,7 +157,7 @@ export class OfflineBackupSession implements BackupSessionPort {
     } finally {
       this.#watching.abort()
       await daemon[Symbol.asyncDispose]()
-      for (const failure of await removeLeftovers([request.socket])) {
+      for (const failure of await hypervisor.files.removeLeftovers([offlineSocket(request.socket)])) {
         this.#warnings.push({ code: 'W_CLEANUP', message: failure })
       }
     }
@@ -170,11 +178,11 @@ export class OfflineBackupSession implements BackupSessionPort {
 async function openable(
   hypervisor: Hypervisor,
   asked: RequestedDisk,
-  from: { readonly disks: readonly DomainDisk[]; readonly signal: AbortSignal },
+  from: { readonly disks: readonly DomainDisk[]; readonly tools: ImageTools; readonly signal: AbortSignal },
 ): Promise<OfflineDisk> {
   const disk = from.disks.find(({ target }) => target === asked.target)
   if (disk === undefined) throw new BackupError('E_NOT_FOUND', `disk ${asked.target} is no longer there`)
-  const chain = await chainOf(hypervisor, disk, from.signal)
+  const chain = await chainOf(hypervisor, { disk, tools: from.tools }, from.signal)
   const depth = asked.base === undefined ? 0 : soundDepth(chain, asked.base)
   return { target: asked.target, chain, base: depth === 0 ? undefined : asked.base, depth }
 }
@@ -217,7 +225,7 @@ function chainWarning(asked: RequestedDisk, served: ServedDisk | undefined): War
 }
 
 async function undone(hypervisor: Hypervisor, request: SessionRequest, error: unknown): Promise<unknown> {
-  const failures = [...(await removeLeftovers([request.socket]))]
+  const failures = [...(await hypervisor.files.removeLeftovers([offlineSocket(request.socket)]))]
   const { checkpoint, domain } = request
   if (checkpoint !== undefined) {
     await deleteCheckpoint(hypervisor, domain, checkpoint).catch((failure: unknown) => {

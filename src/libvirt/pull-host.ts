@@ -18,7 +18,7 @@ import type { ProbedImage } from './image-probe.js'
 import { countOffline, offlineHealth } from './offline-checkpoints.js'
 import { isOff, localPath, whyUnreadable } from './offline-images.js'
 import { OfflineBackupSession } from './offline-session.js'
-import { filesOf, nameRunPlaces, type PlacesPolicy, runMarkOf, type RunPlaces } from './run-places.js'
+import { filesOf, nameRunPlaces, offlineSocket, type PlacesPolicy, runMarkOf, type RunPlaces } from './run-places.js'
 import { ScratchDevices } from './scratch-devices.js'
 import type { BackupSessionPort, NewCheckpoint, SessionRequest } from './session-types.js'
 
@@ -204,7 +204,7 @@ export class PullHost {
       scratchFiles: traces.scratch,
       checkpoint: options.keepCheckpoint ? undefined : traces.checkpoint,
     })
-    await this.#hypervisor.files.removeRunPlaces([traces.socket, ...traces.scratch])
+    await this.#hypervisor.files.removeRunPlaces([offlineSocket(traces.socket), ...traces.scratch])
     if (failures.length === 0) return
     throw new BackupError('E_LIBVIRT', `what a dead run left on ${traces.domainName} could not be cleaned up`, {
       why: failures.join('; '),

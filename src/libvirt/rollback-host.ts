@@ -5,6 +5,7 @@ import { parseDomainXml } from './domain-xml.js'
 import type { Hypervisor } from './hypervisor.js'
 import { readChain } from './image-chain.js'
 import { probeImage } from './image-probe.js'
+import { LOCAL_IMAGES } from './image-tools.js'
 
 /** A hypervisor of this machine as a rollback needs it. */
 export class RollbackHost {
@@ -31,7 +32,7 @@ export class RollbackHost {
       return { target, obstacle: obstacle ?? `its source (${disk.source.kind}) is no file or device of this machine` }
     }
     const format = disk.format ?? 'raw'
-    const [top, below] = await readChain(path, format, signal)
+    const [top, below] = await readChain(LOCAL_IMAGES, { path, format }, signal)
     const { dataFile } = (await probeImage(path, format, signal)) ?? {}
     // A bitmap of one image does not know what the others hold, nor what was written around a qcow2.
     const isAlone = below === undefined && dataFile === undefined

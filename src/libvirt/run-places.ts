@@ -41,6 +41,7 @@ export interface RunPlaces {
 
 /** sockaddr_un.sun_path without its final zero. */
 const MAX_SOCKET_PATH = 107
+const SOCKET_NAME = '/nbd.sock'
 
 /**
  * Names the places of a run: one directory for the socket, one for the scratch
@@ -54,7 +55,7 @@ export function nameRunPlaces(
 ): RunPlaces {
   const run = join(policy.scratchDir, `run-${names.token}`)
   const { tcp } = policy
-  const socket = tcp === undefined ? join(policy.runtimeDir, `run-${names.token}`, 'nbd.sock') : run
+  const socket = tcp === undefined ? join(policy.runtimeDir, `run-${names.token}${SOCKET_NAME}`) : run
   if (tcp === undefined && Buffer.byteLength(socket) > MAX_SOCKET_PATH) {
     throw new BackupError('E_CONFIG', `the runtime directory ${policy.runtimeDir} has too long a name for a socket`, {
       hints: ['set a shorter one with VIRTVAULT_RUNTIME_DIR'],
@@ -89,6 +90,11 @@ export function runMarkOf(job: BackupDescription): string | undefined {
   return marks.find(mark => mark !== undefined)
 }
 
+/** Where the images of a domain that is off are served, never on TCP; `socket` is that of the run's RunPlaces. */
+export function offlineSocket(socket: string): string {
+  return socket.endsWith(SOCKET_NAME) ? socket : `${socket}${SOCKET_NAME}`
+}
+
 /** Whether `mark` is the socket that the job serves on or, on TCP, the beginning of its scratch files' names. */
 export function isMarked(job: BackupDescription, mark: string): boolean {
   return job.socket === undefined ? runMarkOf(job) === mark : job.socket === mark
@@ -104,10 +110,13 @@ export async function makeRunPlaces(places: RunPlaces, qemuUser: QemuUser | unde
   for (const dir of new Set(filesOf(places).map(file => dirname(file)))) await makeClosedDir(dir, qemuUser)
 }
 
-/** The socket, if there is one, and the scratch files that are files. */
+/** The socket, that of a domain which is off where QEMU's is a port, and the scratch files that are files. */
 export function filesOf(places: RunPlaces): readonly string[] {
   const scratch = [...places.scratch.values()].filter(({ kind }) => kind === 'file')
-  return [...(places.tcp === undefined ? [places.socket] : []), ...scratch.map(({ path }) => path)]
+  const socket = offlineSocket(places.socket)
+  const paths = scratch.map(({ path }) => path)
+  const hasFolder = places.tcp === undefined || paths.some(path => dirname(path) === dirname(socket))
+  return [...(hasFolder ? [socket] : []), ...paths]
 }
 
 async function makeClosedDir(path: string, qemuUser: QemuUser | undefined): Promise<void> {

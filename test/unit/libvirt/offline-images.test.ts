@@ -3,8 +3,8 @@ import t from 'tap'
 import { type ChainImage, decodeImageInfo } from '../../../src/libvirt/image-chain.js'
 import { parseDomainXml } from '../../../src/libvirt/domain-xml.js'
 import type { Hypervisor } from '../../../src/libvirt/hypervisor.js'
-import { isChainSound, requireLocalImages, soundDepth, whyUnreadable } from '../../../src/libvirt/offline-images.js'
-import { isLocalUri } from '../../../src/model/libvirt-uri.js'
+import { LOCAL_FILES, NO_FILES } from '../../../src/libvirt/host-files.js'
+import { imageToolsOf, isChainSound, soundDepth, whyUnreadable } from '../../../src/libvirt/offline-images.js'
 
 /** One letter for each image from the top: sound, broken, none. */
 function chain(letters: string): ChainImage[] {
@@ -50,15 +50,11 @@ t.test('what qemu-img says is checked before it is believed', async t => {
   t.match(decodeImageInfo('{"virtual-size":1,"backing-filename":"/b"}'), { backing: { path: '/b', format: undefined } })
 })
 
-t.test('images of a domain on another machine are not looked for on this one', async t => {
+t.test('where only libvirt answers, nobody opens images, and the error says what helps', async t => {
   const domain = { uuid: 'u', name: 'web01' }
-  for (const uri of ['qemu+ssh://host/system', 'qemu+tls://host/system', 'qemu+tcp://127.0.0.1/system']) {
-    t.equal(isLocalUri(uri), false)
-    t.throws(() => requireLocalImages({ uri }, domain), { code: 'E_DOMAIN_STATE' })
-  }
-  for (const uri of ['qemu:///system', 'qemu+unix:///session?socket=/s']) {
-    t.doesNotThrow(() => requireLocalImages({ uri }, domain))
-  }
+  const refusal = { code: 'E_DOMAIN_STATE', hints: [/qemu\+ssh/, /--start-paused/, /run virtvault/] }
+  t.throws(() => imageToolsOf({ files: NO_FILES }, domain), refusal)
+  t.equal(imageToolsOf({ files: LOCAL_FILES }, domain), LOCAL_FILES.images)
 })
 
 t.test('why a disk of a domain that is off cannot be read is said in words', async t => {
