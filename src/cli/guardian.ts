@@ -6,12 +6,17 @@ import { fileURLToPath } from 'node:url'
 import { BackupError } from '../base/errors.js'
 import type { GuardianPort } from '../jobs/guardian-port.js'
 import type { GuardianOrders } from '../libvirt/guardian.js'
+import { parseDuration } from '../model/duration.js'
 import { isLocalUri } from '../model/libvirt-uri.js'
 import type { VirtConnectOptions } from '../native/virt.js'
 
 const READY_TIMEOUT_MS = 10_000
 /** Two logins by ssh, or TLS handshakes, on the way. */
 const REMOTE_READY_TIMEOUT_MS = 60_000
+
+/** How often a pull says that it is there, and how long it may hang as long as its domain is in no danger. */
+const BEAT_MS = 2_000
+const STALL_LIMIT_MS = 60_000
 
 type GuardianProcess = ChildProcessByStdio<Writable, Readable, null>
 
@@ -37,6 +42,12 @@ export class SpareGuardian implements Disposable {
   }
 }
 
+/** How long a pull may hang until its guardian ends it. Throws E_USAGE. */
+function stallLimit(): number {
+  const { VIRTVAULT_STALL_LIMIT: asked } = process.env
+  return asked === undefined || asked === '' ? STALL_LIMIT_MS : parseDuration(asked)
+}
+
 function spawnGuardian(): GuardianProcess {
   const path = fileURLToPath(new URL('./guardian-start.cjs', import.meta.url))
   const child = spawn(process.execPath, [path], { detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
@@ -52,7 +63,7 @@ function spawnGuardian(): GuardianProcess {
 export async function startGuardian(options: VirtConnectOptions, spare?: SpareGuardian): Promise<GuardianPort> {
   const child = spare?.take() ?? spawnGuardian()
   const { uri, username, passphrase } = options
-  child.stdin.write(`${JSON.stringify({ uri, username, passphrase })}\n`)
+  child.stdin.write(`${JSON.stringify({ uri, username, passphrase, stallMs: stallLimit() })}\n`)
 
   const ready = once(child.stdout, 'data').then(() => true)
   const ended = once(child, 'exit').then(() => false)
@@ -66,6 +77,9 @@ export async function startGuardian(options: VirtConnectOptions, spare?: SpareGu
   }
   child.stdout.destroy()
 
+  // An empty line says that this process still does what it should.
+  const beating = setInterval(() => child.stdin.write('\n'), BEAT_MS)
+  beating.unref()
   let last: GuardianOrders | undefined
   const send = (orders: GuardianOrders) => {
     last = orders
@@ -74,6 +88,7 @@ export async function startGuardian(options: VirtConnectOptions, spare?: SpareGu
   return {
     order: send,
     [Symbol.asyncDispose]: async () => {
+      clearInterval(beating)
       if (last !== undefined) send({ ...last, disarmed: true })
       child.stdin.end()
       await ended

@@ -131,7 +131,8 @@ export class PullJob {
     progress.report({ kind: 'started', subject: domain.name, verb: 'pull', facts: describe(disks, parts) })
 
     const noteFrozen = async (frozen: boolean) => {
-      read.guardian.order({ domainUuid: domain.uuid, frozen, socket: places.socket, disarmed: false })
+      const scratch = { files: scratchFilesOf(places), minFreeBytes: scratchLimits.minFreeBytes }
+      read.guardian.order({ domainUuid: domain.uuid, frozen, socket: places.socket, scratch, disarmed: false })
       for (const part of parts) await part.writeJournal(this.#journalOf(domain, { part, places, frozen }))
     }
     await noteFrozen(false)
@@ -217,7 +218,7 @@ export class PullJob {
       uri: this.#ports.hypervisor.uri,
       checkpoint: checkpointOf(part, places),
       socket: places.socket,
-      scratch: [...places.scratch.values()].flatMap(place => (place.kind === 'file' ? place.path : [])),
+      scratch: scratchFilesOf(places),
       frozen,
     }
   }
@@ -310,6 +311,10 @@ function scratchOf(places: RunPlaces, disk: PlannedDisk): ScratchPlace {
   const place = places.scratch.get(disk.target)
   invariant(place !== undefined, 'every disk has a place for its scratch')
   return place
+}
+
+function scratchFilesOf(places: RunPlaces): readonly string[] {
+  return [...places.scratch.values()].flatMap(place => (place.kind === 'file' ? place.path : []))
 }
 
 function describe(disks: readonly PlannedDisk[], parts: Parts): (readonly [string, string])[] {

@@ -27,6 +27,9 @@ const STATES_WITH_QEMU = [STATE_RUNNING, STATE_BLOCKED, STATE_PAUSED, STATE_CRAS
 /** Room on a scratch device, or below a quota, that must stay: what a domain may write while the job is ended. */
 const MARGIN_BYTES = 512 * 1024 ** 2
 
+/** Time to leave a session that is given up in order, NBD connections first. */
+const UNWIND_MS = 500
+
 interface SessionParts {
   readonly hypervisor: Hypervisor
   readonly request: SessionRequest
@@ -74,6 +77,7 @@ export class LiveBackupSession implements BackupSessionPort {
       limits: request.scratchLimits,
       thresholds: parts.thresholds,
     })
+    this.#watch.signal.addEventListener('abort', () => void this.#rescue(), { once: true })
     this.#failure = lost === undefined ? this.#watch.signal : AbortSignal.any([this.#watch.signal, lost])
   }
 
@@ -149,6 +153,16 @@ export class LiveBackupSession implements BackupSessionPort {
     } catch (error) {
       this.#warnings.push(cleanupWarning(request.domain, request.checkpoint, error))
     }
+  }
+
+  /**
+   * Who reads drops its connections as soon as the signal is aborted, but may then wait for a store that hangs,
+   * while the scratch goes on filling: the job ends without it.
+   */
+  async #rescue(): Promise<void> {
+    await this.#parts.hypervisor.clock.sleep(UNWIND_MS)
+    // Leaving the scope tries again, and tells.
+    await this.end().catch(() => undefined)
   }
 
   async #end(): Promise<void> {

@@ -15,6 +15,8 @@ export interface GuardianOrders {
   readonly frozen: boolean
   /** Socket of the pull's backup job, or what its scratch files' names start with: only a job that has it is ours to abort. */
   readonly socket: string
+  /** Watched by the guardian where the pull hangs; as `ScratchLimits`. */
+  readonly scratch?: { readonly files: readonly string[]; readonly minFreeBytes: number } | undefined
   /** The pull has ended in order: do nothing. */
   readonly disarmed: boolean
 }
@@ -56,13 +58,13 @@ async function endOwnJob(orders: GuardianOrders, connection: GuardedConnection, 
   const xml = await connection.backupXml(orders.domainUuid)
   // The name is random and ours alone, so a look inside the XML's text is enough.
   if (xml === undefined || !xml.includes(orders.socket)) return false
-  const before = await connection.lookupDomain(orders.domainUuid)
   await connection.abortJob(orders.domainUuid)
   const deadline = clock.monotonic() + JOB_END_TIMEOUT_MS
   while ((await connection.jobStats(orders.domainUuid)).type !== 0 && clock.monotonic() < deadline) {
     await clock.sleep(POLL_MS)
   }
-  if (before.state === STATE_PAUSED && before.reason === PAUSED_IOERROR)
-    await connection.resumeDomain(orders.domainUuid)
+  // Looked at now: its scratch may have filled until the very end.
+  const after = await connection.lookupDomain(orders.domainUuid)
+  if (after.state === STATE_PAUSED && after.reason === PAUSED_IOERROR) await connection.resumeDomain(orders.domainUuid)
   return true
 }
