@@ -2,7 +2,7 @@ import { BackupError } from '../base/errors.js'
 import { formatLocalTime } from './output.js'
 import { Paces } from './paces.js'
 import { findPoint } from './points.js'
-import { connectLocal } from './restore-connect.js'
+import { connectForFiles, openRemote } from './restore-connect.js'
 import { makeRollbackJob } from './restore-wire.js'
 import type { InPlaceWishes } from './restore-wishes.js'
 import type { RollbackRun } from './rollback-view.js'
@@ -16,8 +16,8 @@ export async function runInPlace(session: Session, wishes: InPlaceWishes): Promi
   const { noted, ref } = await findPoint(store, wishes.point)
   if (ref.path !== undefined) throw new BackupError('E_USAGE', '--in-place gives back whole disks')
   const { point } = noted
-  await using machine = await connectLocal(session, 'the disks that are written')
-  const remote = undefined
+  await using machine = await connectForFiles(session, 'its disks')
+  await using remote = await openRemote(session, machine)
   const pace = new Paces(session.clock).ofRestore(wishes.bwlimit, await findTarget(session))
   const job = await makeRollbackJob(session, { store, machine, remote, pace })
   const disks = [...wishes.disks, ...(ref.disk === undefined ? [] : [ref.disk])]

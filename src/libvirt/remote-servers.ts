@@ -8,7 +8,7 @@ import type { RemoteProgram } from './remote-program.js'
 import { quote, type SshLink } from './ssh-link.js'
 
 /** A qemu-nbd whose client was cut off a moment ago still saves its bitmaps. */
-const LOCK_PATIENCE_MS = 10_000
+const LOCK_PATIENCE_MS = 5_000
 const LOCK_RETRY_MS = 200
 const MAX_COMPLAINT = 4_000
 

@@ -4,10 +4,8 @@ import type { DomainRef } from '../model/recovery-point.js'
 import { parseDomainXml } from './domain-xml.js'
 import type { Hypervisor } from './hypervisor.js'
 import { readChain } from './image-chain.js'
-import { probeImage } from './image-probe.js'
-import { LOCAL_IMAGES } from './image-tools.js'
 
-/** A hypervisor of this machine as a rollback needs it. */
+/** A hypervisor, of this machine or through ssh, as a rollback needs it. */
 export class RollbackHost {
   readonly #hypervisor: Hypervisor
 
@@ -26,16 +24,18 @@ export class RollbackHost {
 
   async #lookAt(disk: DomainDisk, signal: AbortSignal): Promise<DiskNow> {
     const { target } = disk
+    const { files } = this.#hypervisor
+    const { images } = files
     const path = await this.#pathOf(disk)
     const obstacle = obstacleOf(disk)
-    if (path === undefined || obstacle !== undefined) {
-      return { target, obstacle: obstacle ?? `its source (${disk.source.kind}) is no file or device of this machine` }
+    if (path === undefined || images === undefined || obstacle !== undefined) {
+      return { target, obstacle: obstacle ?? `its source (${disk.source.kind}) is no file or device of that machine` }
     }
     const format = disk.format ?? 'raw'
-    const [top, below] = await readChain(LOCAL_IMAGES, { path, format }, signal)
-    const { dataFile } = (await probeImage(path, format, signal)) ?? {}
+    const [top, below] = await readChain(images, { path, format }, signal)
+    const probed = await files.probeImage(path, format, signal)
     // A bitmap of one image does not know what the others hold, nor what was written around a qcow2.
-    const isAlone = below === undefined && dataFile === undefined
+    const isAlone = below === undefined && probed !== undefined && probed.dataFile === undefined
     return {
       target,
       obstacle: undefined,

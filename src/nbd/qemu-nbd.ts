@@ -88,7 +88,13 @@ export class QemuNbd implements AsyncDisposable {
   /** Ends it and waits until the image is closed. Rejects with E_IO where it did not end in order: then writes may be lost. */
   async stop(): Promise<void> {
     this.#child.kill('SIGTERM')
-    const code = await Promise.race([this.#ended, this.#clock.sleep(STOP_TIMEOUT_MS).then(() => 'late' as const)])
+    const enough = new AbortController()
+    const late = this.#clock.sleep(STOP_TIMEOUT_MS, enough.signal).then(
+      () => 'late' as const,
+      () => undefined,
+    )
+    const code = await Promise.race([this.#ended, late])
+    enough.abort()
     if (code === 0) return
     throw new BackupError('E_IO', 'qemu-nbd did not close the image in order', {
       why: code === 'late' ? `it still runs after ${STOP_TIMEOUT_MS / 1000} s` : this.#stderr.trim(),
