@@ -39,6 +39,7 @@ const MAP: ModuleMap = {
   // wire.ts and its parts make objects, command-table.ts loads the command that was asked for
   builders: [
     'cli/wire.ts',
+    'cli/backing-wire.ts',
     'cli/restore-wire.ts',
     'cli/export-wire.ts',
     'cli/trial-wire.ts',

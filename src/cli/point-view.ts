@@ -1,4 +1,5 @@
-import type { PointNotes, RecoveryPoint } from '../model/recovery-point.js'
+import type { PointDisk, PointNotes, RecoveryPoint } from '../model/recovery-point.js'
+import { printable } from './printable.js'
 
 /** A point with what may change about it. */
 export interface NotedPoint {
@@ -32,6 +33,7 @@ export function pointDocument({ point, notes }: NotedPoint): object {
       read_bytes: disk.statistics.readBytes,
       new_bytes: disk.statistics.newBytes,
       stored_bytes: disk.statistics.storedBytes,
+      left_out: leftOutDocument(disk),
     })),
     skipped_disks: point.skipped.map(({ target, reason }) => ({ target, reason })),
     files: point.blobs.map(({ name, length }) => ({ name, bytes: length })),
@@ -49,6 +51,30 @@ export function pointDocument({ point, notes }: NotedPoint): object {
         : { level: notes.verified.level, time: iso(notes.verified.time), ok: notes.verified.ok },
     tool_version: point.toolVersion,
   }
+}
+
+/** What the point leaves out of a disk; undefined for nothing. */
+export function leftOutDocument({ below }: PointDisk): object | undefined {
+  if (below === undefined) return undefined
+  return {
+    content_id: Buffer.from(below.contentId).toString('hex'),
+    images: below.images.map(image => ({
+      path: image.path,
+      format: image.format,
+      virtual_bytes: image.virtualSize,
+      file_bytes: image.fileBytes,
+      modified: image.modified === undefined ? undefined : iso(image.modified),
+    })),
+  }
+}
+
+/** One line per disk of which images were left out. */
+export function leftOutLines({ disks }: RecoveryPoint): string[] {
+  return disks.flatMap(({ target, below }) => {
+    if (below === undefined) return []
+    const images = below.images.map(({ path, format }) => printable(`${path} (${format})`))
+    return [`${target} leaves out ${images.join(', on ')}: restore needs it`]
+  })
 }
 
 /** `inc`, `full`. */

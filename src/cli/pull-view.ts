@@ -7,7 +7,7 @@ import type { Envelope } from './base-command.js'
 import { errorFields, renderError, reportError } from './error-report.js'
 import { EXIT, exitOfItems } from './exit-codes.js'
 import { inSeconds, plural, renderRows } from './output.js'
-import { sumOf } from './point-view.js'
+import { leftOutDocument, leftOutLines, sumOf } from './point-view.js'
 import { printable } from './printable.js'
 
 export interface PullRun {
@@ -146,7 +146,11 @@ function frozenText({ consistency: { kind, frozenMs } }: RecoveryPoint): string 
 
 function remarks(outcome: DomainOutcome): string[] {
   if (outcome.status === 'failed') return renderError(reportError(outcome.error)).map(line => `    ${line}`)
-  return outcome.warnings.map(({ code, message }) => `    ! ${code} ${printable(message)}`)
+  const leftOut = 'point' in outcome ? leftOutLines(outcome.point) : []
+  return [
+    ...leftOut.map(line => `    ${line}`),
+    ...outcome.warnings.map(({ code, message }) => `    ! ${code} ${printable(message)}`),
+  ]
 }
 
 function warningsOf(outcome: DomainOutcome): readonly object[] {
@@ -174,18 +178,24 @@ function resultDocument(outcome: DomainOutcome): object {
     consistency: point.consistency.kind,
     quiesced: point.consistency.kind === 'filesystem',
     frozen_seconds: point.consistency.frozenMs === undefined ? undefined : point.consistency.frozenMs / 1000,
-    disks: point.disks.map(({ target, size, mode, statistics }) => ({
-      target,
-      mode,
-      virtual_bytes: size,
-      dirty_bytes: statistics.dirtyBytes,
-      read_bytes: statistics.readBytes,
-      new_bytes: statistics.newBytes,
-      stored_bytes: statistics.storedBytes,
-      new_chunks: statistics.newChunks,
-      new_nodes: statistics.newNodes,
-    })),
+    disks: point.disks.map(disk => pulledDisk(disk)),
     skipped_disks: point.skipped,
     warnings: outcome.warnings,
+  }
+}
+
+function pulledDisk(disk: RecoveryPoint['disks'][number]): object {
+  const { target, size, mode, statistics } = disk
+  return {
+    target,
+    mode,
+    virtual_bytes: size,
+    dirty_bytes: statistics.dirtyBytes,
+    read_bytes: statistics.readBytes,
+    new_bytes: statistics.newBytes,
+    stored_bytes: statistics.storedBytes,
+    new_chunks: statistics.newChunks,
+    new_nodes: statistics.newNodes,
+    left_out: leftOutDocument(disk),
   }
 }

@@ -10,13 +10,15 @@ import type { RestoreDestination, RestorePlan } from '../jobs/restore-plan.js'
 import type { LocalImages } from '../image/local-images.js'
 import type { RemoteImages } from '../image/remote-images.js'
 import type { FileOwner } from '../image/image-writer.js'
-import type { RecoveryPoint } from '../model/recovery-point.js'
+import type { PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
+import type { OpenBacking } from './backing-wire.js'
 import { connectForFiles, openRemote } from './restore-connect.js'
 import { Paces } from './paces.js'
 import { findPoint } from './points.js'
 import type { RemotePlace } from './remote-restore-wire.js'
 import {
+  chooseDisks,
   fileNames,
   localPlace,
   makeDirectory,
@@ -216,13 +218,19 @@ class RestoreWork {
 
   async restore(one: Chosen): Promise<RestoreOutcome> {
     const { signal } = this.#session
+    const wanted = chooseDisks(one.point, one.disks)
+    await using backing = await this.#openBacking(one.point, wanted)
     const plan = planRestore({
       point: one.point,
       disks: one.disks,
       destination: this.#destination(one),
+      backing: backing?.found,
+      flatten: this.#wishes.backing.flatten,
+      chunkSize: this.#store.chunkSize,
       force: this.#wishes.force,
       onDamage: this.#wishes.onDamage,
     })
+    if (this.#remote !== undefined) refuseOverlays(plan)
     for (const { spec } of plan.disks) this.#images?.check(spec)
     const prepared = await this.#prepareDomain(plan)
     if (this.#job === undefined) throw new Error('bug: restore() before prepare()')
@@ -233,6 +241,14 @@ class RestoreWork {
     }
     const result = await this.#write(this.#job, one, plan)
     return { kind: 'restored', plan, result, domain: await this.#finishDomain(prepared, result) }
+  }
+
+  /** undefined where there is nothing to open, and nobody says that there is. */
+  async #openBacking(point: RecoveryPoint, disks: readonly PointDisk[]): Promise<OpenBacking | undefined> {
+    const wishes = this.#wishes.backing
+    if (wishes.files.length === 0 && disks.every(({ below }) => below === undefined)) return undefined
+    const { openBacking } = await import('./backing-wire.js')
+    return await openBacking(this.#session, { point, disks, wishes })
   }
 
   async #write(job: RestoreJob, one: Chosen, plan: RestorePlan): Promise<RestoreResult> {
@@ -327,6 +343,20 @@ class RestoreWork {
     }
     return shown(prepared, wanted.then === 'start' ? 'started' : 'defined')
   }
+}
+
+/** The image that one lies on was found here, not there. */
+function refuseOverlays({ disks }: RestorePlan): void {
+  const overlay = disks.find(({ spec }) => spec.kind === 'qcow2' && spec.backing !== undefined)
+  if (overlay === undefined) return
+  throw new BackupError(
+    'E_UNSUPPORTED',
+    `disk ${overlay.disk.target} cannot be restored onto an image of another machine`,
+    {
+      why: 'what the point leaves out is compared on this machine',
+      hints: ['restore all of it, with a copy of that image here:   --flatten --backing FILE'],
+    },
+  )
 }
 
 function otherStore(state: RestoreState): BackupError {

@@ -114,6 +114,7 @@ export function restoreDocument(plan: RestorePlan, result: RestoreResult): Envel
     disks: result.disks.map(disk => ({
       target: disk.target,
       image: disk.image,
+      backing: backingOf(plan, disk.target),
       virtual_bytes: disk.size,
       data_bytes: disk.dataBytes,
       file_bytes: disk.fileBytes,
@@ -125,6 +126,12 @@ export function restoreDocument(plan: RestorePlan, result: RestoreResult): Envel
     files: result.files,
     lost_files: result.lostFiles,
   }
+}
+
+/** The image that a restored one lies on. */
+function backingOf({ disks }: RestorePlan, target: string): string | undefined {
+  const spec = disks.find(({ disk }) => disk.target === target)?.spec
+  return spec?.kind === 'qcow2' ? spec.backing?.path : undefined
 }
 
 export function restoreSummary(plan: RestorePlan, result: RestoreResult): string[] {
@@ -157,6 +164,7 @@ export function restorePlanDocument(plan: RestorePlan, measured: readonly Measur
     disks: plan.disks.map(({ disk, spec, notes }) => ({
       target: disk.target,
       image: imageOf(spec),
+      backing: backingOf(plan, disk.target),
       virtual_bytes: disk.size,
       data_bytes: measured.find(({ target }) => target === disk.target)?.dataBytes,
       notes,

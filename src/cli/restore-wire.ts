@@ -11,7 +11,7 @@ import type { ImageFactory } from '../image/image-factory.js'
 import { RestoreJob } from '../jobs/restore-job.js'
 import type { DiskToOpen, OpenedDisk, RollbackJob } from '../jobs/rollback-job.js'
 import { fileNames } from '../jobs/restore-names.js'
-import { planRestore } from '../jobs/restore-plan.js'
+import { chooseDisks, planRestore } from '../jobs/restore-plan.js'
 import type { StorePort } from '../store/store-types.js'
 import { firmwarePlaces, runtimeDir } from './places.js'
 import type { RemotePlace } from './remote-restore-wire.js'
@@ -20,7 +20,7 @@ import type { Machine } from './wire.js'
 
 /** Makes what restores are made of, as wire.ts does for everything else. */
 
-export { fileNames, makeDirectory, planRestore, resolveOwner }
+export { chooseDisks, fileNames, makeDirectory, planRestore, resolveOwner }
 
 const NBD_CONNECTIONS = 4
 /** Zeroing a large range of a slow disk takes its time. */

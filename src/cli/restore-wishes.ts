@@ -3,6 +3,7 @@ import type { ImageFormat, Preallocation } from '../image/image-writer.js'
 import type { ExistingPlace, Qcow2Wishes } from '../jobs/restore-plan.js'
 import type { RestoredNetwork } from '../libvirt/restore-xml.js'
 import { parseSize } from '../model/size.js'
+import type { BackingWishes } from './backing-wire.js'
 
 /** The flags of `restore`, as oclif gives them: a boolean that was not given is undefined, whatever its type says. */
 export interface RestoreFlags {
@@ -24,6 +25,9 @@ export interface RestoreFlags {
   readonly 'data-file'?: boolean | undefined
   readonly owner?: string | undefined
   readonly mode?: string | undefined
+  readonly backing?: readonly string[] | undefined
+  readonly flatten?: boolean | undefined
+  readonly 'trust-backing'?: boolean | undefined
   readonly force?: boolean | undefined
   readonly 'allow-damaged'?: boolean | undefined
   readonly define?: boolean | undefined
@@ -60,6 +64,8 @@ const WORDS = [
   'data-file',
   'owner',
   'mode',
+  'flatten',
+  'trust-backing',
   'force',
   'allow-damaged',
   'define',
@@ -78,6 +84,8 @@ export interface RestoreWishes {
   readonly disks: readonly string[]
   readonly destination: WantedPlace
   readonly images: WantedImages
+  /** About images that points leave out. */
+  readonly backing: BackingWishes
   readonly force: boolean
   readonly onDamage: 'stop' | 'keep'
   /** undefined: only images. */
@@ -132,12 +140,14 @@ export function restoreWishes(points: readonly string[], flags: RestoreFlags, js
   if (isMany && (flags.name !== undefined || flags.disk !== undefined)) {
     throw usage('--name and --disk are for one recovery point')
   }
+  if (isMany && flags.backing !== undefined) throw usage('--backing is for one recovery point')
   if (destination.kind === 'stream' && json) throw usage('--stdout and --json both want the standard output')
   return {
     points: isAll ? 'all' : points,
     disks: flags.disk ?? [],
     destination,
     images: imagesOf(flags, destination),
+    backing: backingOf(flags),
     force: flags.force === true,
     onDamage: flags['allow-damaged'] === true ? 'keep' : 'stop',
     domain: domainOf(flags, destination),
@@ -183,6 +193,9 @@ const NOT_IN_PLACE: ReadonlySet<string> = new Set([
   'data-file',
   'owner',
   'mode',
+  'backing',
+  'flatten',
+  'trust-backing',
   'allow-damaged',
   'define',
   'start',
@@ -191,6 +204,17 @@ const NOT_IN_PLACE: ReadonlySet<string> = new Set([
   'keep-uuid',
   'network',
 ])
+
+function backingOf(flags: RestoreFlags): BackingWishes {
+  const files = (flags.backing ?? []).map(text => {
+    const [, target, path] = /^([A-Za-z0-9]+)=(.+)$/.exec(text) ?? []
+    return target === undefined || path === undefined ? { target: undefined, path: text } : { target, path }
+  })
+  if (files.length > 1 && files.some(({ target }) => target === undefined)) {
+    throw usage('of several --backing each names its disk', ['--backing vda=FILE --backing vdb=FILE'])
+  }
+  return { files, flatten: flags.flatten === true, trust: flags['trust-backing'] === true }
+}
 
 function bwlimitOf({ bwlimit }: RestoreFlags): number | undefined {
   return bwlimit === undefined ? undefined : parseSize(bwlimit)

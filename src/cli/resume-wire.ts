@@ -36,6 +36,8 @@ export async function beginResumable(
   words: readonly string[],
 ): Promise<ResumableRestore | undefined> {
   await clearTheWay(plan)
+  // What is left out must be found again, and compared again: begin anew.
+  if (plan.disks.some(({ below }) => below !== undefined)) return undefined
   const id = randomBytes(4).toString('hex')
   const images = plan.disks.flatMap(({ spec }) => {
     if (!allowsResuming(spec, store.chunkSize)) return []

@@ -59,6 +59,10 @@ export default class RestoreCommand extends BaseCommand {
         '<%= config.bin %> restore web01@latest --to /var/lib/libvirt/images --start -c qemu+ssh://root@hv2/system',
       description: 'On another machine, through ssh',
     },
+    {
+      command: '<%= config.bin %> restore web01@latest --to /srv/restored --backing vda=/srv/images/base.qcow2',
+      description: 'Of a point that leaves out a shared image: an overlay on that image',
+    },
     { command: '<%= config.bin %> restore web01@~1 --in-place', description: 'Roll a shut-off domain back' },
     { command: '<%= config.bin %> restore web01@~1 --to /srv/restored -n', description: 'Only say what would be done' },
   ]
@@ -115,6 +119,15 @@ export default class RestoreCommand extends BaseCommand {
     'data-file': Flags.boolean({ summary: 'data of qcow2 images in a raw file beside them' }),
     owner: Flags.string({ summary: 'of the images; of a defined domain, QEMU’s user', helpValue: 'USER[:GROUP]' }),
     mode: Flags.string({ summary: 'permissions of the images (0600)', helpValue: '0640' }),
+    backing: Flags.string({
+      summary:
+        'where an image is now that the point leaves out below a disk (--depth); compared before use (repeatable)',
+      helpValue: '[vda=]FILE',
+      multiple: true,
+      multipleNonGreedy: true,
+    }),
+    flatten: Flags.boolean({ summary: 'of such a disk: an image that holds everything, not one on top of the other' }),
+    'trust-backing': Flags.boolean({ summary: 'take an image for the one left out though it holds something else' }),
     force: Flags.boolean({ summary: 'replace images that are there, overwrite devices that hold something' }),
     'allow-damaged': Flags.boolean({
       summary: 'keep what can be read of a damaged point; lost ranges are listed beside the image',

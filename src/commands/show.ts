@@ -4,7 +4,7 @@ import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import { EXIT } from '../cli/exit-codes.js'
 import { formatLocalTime, renderRows, renderTable } from '../cli/output.js'
 import { findPoint } from '../cli/points.js'
-import { type NotedPoint, pointDocument, sumOf, verifiedText } from '../cli/point-view.js'
+import { leftOutLines, type NotedPoint, pointDocument, sumOf, verifiedText } from '../cli/point-view.js'
 import { formatDuration } from '../model/duration.js'
 import { formatSize } from '../model/size.js'
 
@@ -90,6 +90,7 @@ function describe({ point, notes }: NotedPoint): string[] {
     ...lines,
     '',
     ...disks,
+    ...leftOutLines(point),
     ...point.skipped.map(({ target, reason }) => `skipped ${target}: ${reason}`),
     ...point.warnings.map(({ code, message }) => `! ${code} ${message}`),
   ]

@@ -21,7 +21,8 @@ const NAMES: Readonly<Record<EnvelopeMagic, string>> = {
 export const ENVELOPE_HEADER_BYTES = 72
 /** Before and after compression; refused when larger, so that a lying length allocates nothing. */
 const MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
-const VERSION = 1
+/** Of a point whose disks leave out images: 2. Of everything else: 1. */
+export type EnvelopeVersion = 1 | 2
 const FLAG_ZSTD = 1
 const FLAG_ENCRYPTED = 2
 const CRC_AT = 20
@@ -34,6 +35,8 @@ const packr = new Packr({ useRecords: false, mapsAsObjects: true, int64AsType: '
 
 export interface EnvelopeSeal {
   readonly magic: EnvelopeMagic
+  /** 1 unless given. */
+  readonly version?: EnvelopeVersion
   readonly storeId: Uint8Array
   /** 32 bytes, random in encrypted stores, zero otherwise. */
   readonly salt: Uint8Array
@@ -49,7 +52,7 @@ export function encodeEnvelope(map: object, seal: EnvelopeSeal): Uint8Array {
   const bytes = new Uint8Array(ENVELOPE_HEADER_BYTES + length)
   const view = new DataView(bytes.buffer)
   bytes.set(Buffer.from(seal.magic, 'latin1'), 0)
-  view.setUint16(8, VERSION, true)
+  view.setUint16(8, seal.version ?? 1, true)
   view.setUint16(10, FLAG_ZSTD | (seal.key === undefined ? 0 : FLAG_ENCRYPTED), true)
   view.setUint32(12, plain.length, true)
   view.setUint32(16, length, true)
@@ -71,9 +74,16 @@ export function encodeEnvelope(map: object, seal: EnvelopeSeal): Uint8Array {
 
 export interface EnvelopeExpectation {
   readonly magic: EnvelopeMagic
+  /** The highest version that can be read; 1 unless given. */
+  readonly version?: EnvelopeVersion
   readonly storeId: Uint8Array
   /** Key of a file from its salt; undefined in a plain store. */
   key(salt: Uint8Array): Uint8Array | undefined
+}
+
+/** Of a file that decodeEnvelope() took. */
+export function envelopeVersion(bytes: Uint8Array): number {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length).getUint16(8, true)
 }
 
 /** The msgpack value of a file, nothing of it checked yet. Throws E_DAMAGED, E_KEY, E_STORE_FORMAT (newer version). */
@@ -83,8 +93,10 @@ export function decodeEnvelope(bytes: Uint8Array, expected: EnvelopeExpectation)
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
   expectIntact(sameBytes(bytes.subarray(0, 8), Buffer.from(expected.magic, 'latin1')), what, 'wrong magic')
   expectIntact(view.getUint32(CRC_AT, true) === checksum(bytes), what, 'wrong checksum')
-  const version = view.getUint16(8, true)
-  if (version !== VERSION) throw new BackupError('E_STORE_FORMAT', `${what} has the unknown version ${version}`)
+  const version = envelopeVersion(bytes)
+  if (version < 1 || version > (expected.version ?? 1)) {
+    throw new BackupError('E_STORE_FORMAT', `${what} has the unknown version ${version}`)
+  }
   const flags = view.getUint16(10, true)
   expectIntact((flags & ~(FLAG_ZSTD | FLAG_ENCRYPTED)) === 0, what, `unknown flags ${flags}`)
   const plainLength = view.getUint32(12, true)

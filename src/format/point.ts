@@ -1,7 +1,9 @@
 import { type Warning, WARNING_CODES } from '../base/errors.js'
 import { fromHex, isHex, toHex } from '../base/hex.js'
 import type {
+  BackingImage,
   Consistency,
+  DiskBelow,
   DiskSource,
   DiskStatistics,
   PointBlob,
@@ -17,6 +19,7 @@ import {
   type EnvelopeSeal,
   decodeEnvelope,
   encodeEnvelope,
+  envelopeVersion,
 } from './envelope.js'
 import { Fields } from './fields.js'
 import { ID_BYTES } from './record.js'
@@ -26,8 +29,11 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 /** 2^53 - 1 is no whole number of sectors; nothing sane is near it. */
 const MAX_DISK_BYTES = 2 ** 52
 
-export type PointSeal = Omit<EnvelopeSeal, 'magic'>
-export type PointExpectation = Omit<EnvelopeExpectation, 'magic'>
+export type PointSeal = Omit<EnvelopeSeal, 'magic' | 'version'>
+export type PointExpectation = Omit<EnvelopeExpectation, 'magic' | 'version'>
+
+/** Of points that leave out images, which who does not know them would take for zeros. */
+const BELOW_VERSION = 2
 
 /** Whether `text` is a domain's uuid as libvirt writes it; it names a directory in the store. */
 export function isDomainUuid(text: string): boolean {
@@ -60,18 +66,23 @@ export function encodePoint(point: RecoveryPoint, seal: PointSeal): Uint8Array {
     comment: point.comment,
     tool_version: point.toolVersion,
   }
-  return encodeEnvelope(map, { ...seal, magic: ENVELOPE_MAGIC.point })
+  const version = point.disks.some(({ below }) => below !== undefined) ? BELOW_VERSION : 1
+  return encodeEnvelope(map, { ...seal, magic: ENVELOPE_MAGIC.point, version })
 }
 
 /** Throws E_DAMAGED, E_STORE_FORMAT. */
 export function decodePoint(bytes: Uint8Array, expected: PointExpectation): RecoveryPoint {
-  const fields = new Fields(decodeEnvelope(bytes, { ...expected, magic: ENVELOPE_MAGIC.point }), WHAT)
+  const envelope = { ...expected, magic: ENVELOPE_MAGIC.point, version: BELOW_VERSION } as const
+  const fields = new Fields(decodeEnvelope(bytes, envelope), WHAT)
   const uuid = fields.text('domain_uuid')
   expectIntact(isDomainUuid(uuid), WHAT, 'the domain uuid is none')
   const storeId = toHex(fields.bytes('store_id', 16))
   expectIntact(storeId === toHex(expected.storeId), WHAT, 'it belongs to another store')
   const runId = fields.text('run_id')
   expectIntact(isHex(runId, 32), WHAT, 'the run id is none')
+  const disks = fields.maps('disks', decodeDisk)
+  const leavesOut = disks.some(({ below }) => below !== undefined)
+  expectIntact(leavesOut === (envelopeVersion(bytes) === BELOW_VERSION), WHAT, 'its disks are not of its version')
   return {
     id: toHex(fields.bytes('id', 16)),
     storeId,
@@ -81,7 +92,7 @@ export function decodePoint(bytes: Uint8Array, expected: PointExpectation): Reco
     time: fields.count('time_ms'),
     mode: fields.oneOf('mode', ['full', 'incremental']),
     consistency: fields.map('consistency', decodeConsistency),
-    disks: fields.maps('disks', decodeDisk),
+    disks,
     skipped: fields.maps('skipped', skipped => ({ target: skipped.text('target'), reason: skipped.text('reason') })),
     blobs: fields.maps('blobs', decodeBlob),
     checkpoint: fields.optionalMap('checkpoint', decodeCheckpoint),
@@ -125,16 +136,35 @@ function encodeDisk(disk: PointDisk): object {
       new_chunks: statistics.newChunks,
       new_nodes: statistics.newNodes,
     },
+    below: disk.below === undefined ? undefined : encodeBelow(disk.below),
+  }
+}
+
+function encodeBelow({ images, contentId }: DiskBelow): object {
+  return {
+    content_id: contentId,
+    images: images.map(image => ({
+      path: image.path,
+      format: image.format,
+      virtual_size: image.virtualSize,
+      file_bytes: image.fileBytes,
+      modified_ms: image.modified,
+      identity: image.identity,
+    })),
   }
 }
 
 function decodeDisk(fields: Fields): PointDisk {
   const size = fields.count('size')
   expectIntact(size <= MAX_DISK_BYTES, WHAT, `disk size ${size}`)
+  const root = decodeRoot(fields)
+  const below = fields.optionalMap('below', decodeBelow)
+  expectIntact(root.kind !== 'below' || below !== undefined, WHAT, 'a disk is as images that it does not name')
   return {
     target: fields.text('target'),
     size,
-    root: decodeRoot(fields),
+    root,
+    ...(below === undefined ? {} : { below }),
     mode: fields.oneOf('mode', ['full', 'incremental']),
     source: fields.map('source', decodeSource),
     statistics: fields.map('statistics', decodeStatistics),
@@ -142,8 +172,27 @@ function decodeDisk(fields: Fields): PointDisk {
 }
 
 function decodeRoot(fields: Fields): TreeRoot {
-  const kind = fields.oneOf('root_kind', ['hole', 'zero', 'node'])
+  const kind = fields.oneOf('root_kind', ['hole', 'zero', 'below', 'node'])
   return kind === 'node' ? { kind, id: fields.bytes('root_id', ID_BYTES) } : { kind }
+}
+
+function decodeBelow(fields: Fields): DiskBelow {
+  const images = fields.maps('images', decodeImage)
+  expectIntact(images.length > 0, WHAT, 'it leaves out images, and names none')
+  return { images, contentId: fields.bytes('content_id', ID_BYTES) }
+}
+
+function decodeImage(fields: Fields): BackingImage {
+  const virtualSize = fields.count('virtual_size')
+  expectIntact(virtualSize <= MAX_DISK_BYTES, WHAT, `image size ${virtualSize}`)
+  return {
+    path: fields.text('path'),
+    format: fields.text('format'),
+    virtualSize,
+    fileBytes: fields.optionalCount('file_bytes'),
+    modified: fields.optionalCount('modified_ms'),
+    identity: fields.optionalText('identity'),
+  }
 }
 
 function decodeSource(fields: Fields): DiskSource {

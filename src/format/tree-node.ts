@@ -3,6 +3,8 @@ import { expectIntact } from './damage.js'
 import { ID_BYTES } from './record.js'
 
 const NODE_VERSION = 1
+/** Of a node with children that are as the images below; older versions must not take those for zeros. */
+const BELOW_VERSION = 2
 const STATES_AT = 4
 const NODE_HEAD_BYTES = STATES_AT + TREE_FANOUT / 4
 export const MAX_NODE_BYTES = NODE_HEAD_BYTES + TREE_FANOUT * ID_BYTES
@@ -10,7 +12,10 @@ export const MAX_NODE_BYTES = NODE_HEAD_BYTES + TREE_FANOUT * ID_BYTES
 export const MAX_NODE_LEVEL = 8
 
 /** What a child is; two bits each in the node. */
-export const CHILD = { hole: 0, zero: 1, id: 2 } as const
+export const CHILD = { hole: 0, zero: 1, id: 2, below: 3 } as const
+
+/** States that stand for a whole subtree as well: no node is stored for that. */
+const UNIFORM = [CHILD.hole, CHILD.zero, CHILD.below] as const
 
 export interface TreeNode {
   /** 0: the children are chunks. */
@@ -23,7 +28,7 @@ export interface TreeNode {
 
 export function encodeTreeNode(node: TreeNode): Uint8Array {
   const bytes = new Uint8Array(NODE_HEAD_BYTES + node.ids.length)
-  bytes[0] = NODE_VERSION
+  bytes[0] = node.states.includes(CHILD.below) ? BELOW_VERSION : NODE_VERSION
   bytes[1] = node.level
   for (let child = 0; child < TREE_FANOUT; child++) {
     const at = STATES_AT + (child >> 2)
@@ -37,7 +42,8 @@ export function encodeTreeNode(node: TreeNode): Uint8Array {
 export function decodeTreeNode(bytes: Uint8Array): TreeNode {
   const what = 'a tree node'
   expectIntact(bytes.length >= NODE_HEAD_BYTES && bytes.length <= MAX_NODE_BYTES, what, `${bytes.length} bytes`)
-  expectIntact(bytes[0] === NODE_VERSION, what, `unknown version ${bytes[0] ?? 0}`)
+  const version = bytes[0] ?? 0
+  expectIntact(version === NODE_VERSION || version === BELOW_VERSION, what, `unknown version ${version}`)
   const level = bytes[1] ?? 0
   expectIntact(level <= MAX_NODE_LEVEL, what, `level ${level}`)
   expectIntact(bytes[2] === 0 && bytes[3] === 0, what, 'reserved bytes are set')
@@ -48,9 +54,10 @@ export function decodeTreeNode(bytes: Uint8Array): TreeNode {
     states[child] = state
     counts[state] = (counts[state] ?? 0) + 1
   }
-  expectIntact(counts[3] === 0, what, 'unknown child state')
+  const hasBelow = (counts[CHILD.below] ?? 0) > 0
+  expectIntact(hasBelow === (version === BELOW_VERSION), what, 'its child states are not of its version')
   const named = counts[CHILD.id] ?? 0
   expectIntact(bytes.length === NODE_HEAD_BYTES + named * ID_BYTES, what, 'ids do not match the child states')
-  expectIntact(counts[CHILD.hole] !== TREE_FANOUT && counts[CHILD.zero] !== TREE_FANOUT, what, 'it names nothing')
+  expectIntact(!UNIFORM.some(state => counts[state] === TREE_FANOUT), what, 'it names nothing')
   return { level, states, ids: bytes.subarray(NODE_HEAD_BYTES) }
 }

@@ -32,6 +32,10 @@ const COMPATIBLE_LAZY_REFCOUNTS = 1n
 const AUTOCLEAR_RAW_EXTERNAL_DATA = 1n << 1n
 /** "DATA", section "Header extensions". */
 const EXTENSION_DATA_FILE = 0x44415441
+/** Section "Header extensions": the format of the backing file. */
+const EXTENSION_BACKING_FORMAT = 0xe2792aca
+/** Section "Header", backing_file_size. */
+const MAX_BACKING_BYTES = 1023
 /** Room for the header and its extensions, within the first cluster. */
 const MAX_HEADER_BYTES = 8192
 
@@ -48,6 +52,8 @@ export interface Qcow2Geometry {
   readonly compression: Qcow2Compression
   /** Absolute path of a raw file with the data; undefined where the image holds it. */
   readonly dataFile: string | undefined
+  /** The image below. */
+  readonly backing: BackingFile | undefined
   readonly clusters: number
   readonly l2EntryBytes: number
   /** Guest clusters that one L2 table maps. */
@@ -67,6 +73,15 @@ export interface Qcow2Shape {
   readonly compression?: Qcow2Compression | undefined
   /** Absolute path: data goes to this file, raw, and the image holds only tables. */
   readonly dataFile?: string | undefined
+  /** What is not in this image is in that one. */
+  readonly backing?: BackingFile | undefined
+}
+
+/** Another image, named in the header with its format, so that nobody guesses that. */
+export interface BackingFile {
+  /** Absolute. */
+  readonly path: string
+  readonly format: string
 }
 
 /** Rejects (throws E_UNSUPPORTED) what the format or QEMU's limits do not allow. */
@@ -80,7 +95,18 @@ export function qcow2Geometry(shape: Qcow2Shape): Qcow2Geometry {
   if (!Number.isInteger(clusterBits) || clusterBits < 9 || clusterBits > 21) {
     throw unsupported(`a cluster size of ${clusterSize}`, 'It is a power of two between 512 B and 2 MiB.')
   }
-  const { dataFile } = shape
+  const { dataFile, backing } = shape
+  if (backing !== undefined) {
+    if (version === 2)
+      throw unsupported('an image below it with compat 0.10', 'It could not tell zeros from what is below.')
+    if (dataFile !== undefined || compression !== 'none') {
+      throw unsupported('an image below it together with a data file or compressed clusters', 'Ask for a plain image.')
+    }
+    const bytes = headerBytesOn(backing)
+    if (bytes.name > MAX_BACKING_BYTES || bytes.total > Math.min(clusterSize, MAX_HEADER_BYTES)) {
+      throw unsupported(`an image below it with a path as long as ${backing.path}`, 'QEMU takes 1023 bytes.')
+    }
+  }
   if (version === 2) {
     const [newer] = [
       ...(lazyRefcounts ? ['lazy refcounts'] : []),
@@ -117,6 +143,7 @@ export function qcow2Geometry(shape: Qcow2Shape): Qcow2Geometry {
     lazyRefcounts,
     compression,
     dataFile,
+    backing,
     clusters,
     l2EntryBytes,
     l2Entries,
@@ -174,7 +201,26 @@ export function encodeHeader(geometry: Qcow2Geometry, places: Qcow2Places): Uint
     view.setUint32(V3_HEADER_BYTES + 4, name.length)
     bytes.set(name, V3_HEADER_BYTES + 8)
   }
+  if (geometry.backing !== undefined) putBacking(bytes, geometry.backing)
   return bytes
+}
+
+/** The extension with the format, the end of the extensions, and behind them the path. */
+function putBacking(bytes: Uint8Array, { path, format }: BackingFile): void {
+  const view = new DataView(bytes.buffer)
+  const [name, kind] = [new TextEncoder().encode(path), new TextEncoder().encode(format)]
+  view.setUint32(V3_HEADER_BYTES, EXTENSION_BACKING_FORMAT)
+  view.setUint32(V3_HEADER_BYTES + 4, kind.length)
+  bytes.set(kind, V3_HEADER_BYTES + 8)
+  const at = V3_HEADER_BYTES + 8 + Math.ceil(kind.length / 8) * 8 + 8
+  bytes.set(name, at)
+  view.setBigUint64(8, BigInt(at))
+  view.setUint32(16, name.length)
+}
+
+function headerBytesOn({ path, format }: BackingFile): { readonly name: number; readonly total: number } {
+  const name = new TextEncoder().encode(path).length
+  return { name, total: V3_HEADER_BYTES + 8 + Math.ceil(new TextEncoder().encode(format).length / 8) * 8 + 8 + name }
 }
 
 /** With the extension that names the data file (which may be marked as damaged later), padded, and the one that ends the list. */

@@ -62,6 +62,7 @@ export class Qcow2Writer implements ImageWriter {
   readonly #geometry: Qcow2Geometry
   readonly #tables: MappingTables
   readonly #explicitZeros: boolean
+  readonly #fillsZeros: boolean
   /** Where the first guest byte is, when all have a fixed place. */
   readonly #base: number
   readonly #isFixed: boolean
@@ -76,7 +77,9 @@ export class Qcow2Writer implements ImageWriter {
 
   private constructor(files: OpenFiles, geometry: Qcow2Geometry, options: Qcow2Options) {
     this.size = options.size
-    this.startsZeroed = options.preallocation !== 'full'
+    this.#fillsZeros = options.preallocation === 'full'
+    // What is never written is what the image below holds.
+    this.startsZeroed = !this.#fillsZeros && options.backing === undefined
     this.#file = files.image
     this.resume =
       options.partial === undefined
@@ -174,7 +177,7 @@ export class Qcow2Writer implements ImageWriter {
   async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
     throwIfAborted(signal)
     this.#advance({ offset, length })
-    if (!this.startsZeroed) await (this.#dataFile ?? this.#file).fillZeros(this.#base + offset, length, signal)
+    if (this.#fillsZeros) await (this.#dataFile ?? this.#file).fillZeros(this.#base + offset, length, signal)
     if (!this.#explicitZeros || this.#isFixed) return
     const { clusterSize, clusters, extendedL2 } = this.#geometry
     const end = offset + length === this.size ? clusters : Math.floor((offset + length) / clusterSize)
@@ -265,6 +268,10 @@ export class Qcow2Writer implements ImageWriter {
       const cluster = Math.floor(at / clusterSize)
       const within = at - cluster * clusterSize
       const length = Math.min(end - at, clusterSize - within)
+      invariant(
+        this.#geometry.backing === undefined || (within === 0 && (length === clusterSize || end === this.size)),
+        'a cluster over another image is written whole',
+      )
       addWrite(writes, this.#hostOf(cluster) + within, start + at - piece.offset, length)
       at += length
     }
@@ -342,6 +349,15 @@ export function checkQcow2(options: Qcow2Options): Qcow2Geometry {
   const geometry = qcow2Geometry(options)
   if (options.explicitZeros === true && geometry.version === 2) {
     throw new BackupError('E_UNSUPPORTED', 'a qcow2 image with compat 0.10 has no explicit zero clusters')
+  }
+  if (geometry.backing !== undefined) {
+    invariant(options.explicitZeros === true, 'over another image zeros are told')
+    if ((options.preallocation ?? 'off') !== 'off') {
+      throw new BackupError('E_UNSUPPORTED', 'a qcow2 image on another one cannot be preallocated', {
+        why: 'What is allocated hides what is below.',
+        hints: ['ask for an image that holds everything:   --flatten'],
+      })
+    }
   }
   if (geometry.compression !== 'none' && (options.preallocation ?? 'off') !== 'off') {
     throw new BackupError('E_UNSUPPORTED', 'a qcow2 image cannot be preallocated and compressed', {

@@ -1,5 +1,6 @@
 import type { ChunkRun, PlannedRun } from '../model/chunk-plan.js'
-import { chunkCount, chunkLength } from '../model/disk-tree.js'
+import { chunkCount, chunkLength, type TreeRun } from '../model/disk-tree.js'
+import type { TailRun } from '../model/clean-tail.js'
 import type { ChunkIds, StoredChunks, TreeSide } from '../store/store-types.js'
 import type { DiskPull, DiskSink } from './pull-disk.js'
 import type { SinkWriter } from './sink-writer.js'
@@ -17,7 +18,7 @@ export interface Comparison {
  * few. Rejects with what reading can meet.
  */
 export async function readCanaries(
-  pull: Pick<DiskPull, 'geometry' | 'pool' | 'source'>,
+  pull: Pick<DiskPull, 'below' | 'geometry' | 'pool' | 'source'>,
   what: { readonly writers: readonly SinkWriter[]; readonly indexes: Float64Array },
   signal: AbortSignal,
 ): Promise<void> {
@@ -36,7 +37,11 @@ export async function readCanaries(
     const buffer = await pull.pool.take(signal)
     try {
       await pull.source.read(pieces, buffer, signal)
-      await Promise.all(what.writers.map(writer => writer.compare(part, buffer, spans)))
+      const compare = async (under: Uint8Array | undefined) => {
+        await Promise.all(what.writers.map(writer => writer.compare(part, spans, { bytes: buffer, under })))
+      }
+      if (pull.below === undefined) await compare(undefined)
+      else await pull.below.with(pieces, compare, signal)
     } finally {
       pull.pool.give(buffer)
     }
@@ -65,7 +70,8 @@ export async function auditItems(
       }
       taken += count
     } else if (clean === true) {
-      sum.missed += await countData(store, parent, { first, count })
+      const isSame = (run: TreeRun) => (kind === 'below' ? run.kind === 'below' : run.kind !== 'data')
+      sum.missed += await countOthers({ store, parent, isSame }, { first, count })
       sum.compared += count
     }
   }
@@ -84,33 +90,51 @@ export function countDifferent(a: ChunkIds, b: ChunkIds): number {
   return different
 }
 
-/** Whether any of these chunks is data in the parent. Rejects with E_DAMAGED. */
+/**
+ * Whether any of these chunks is data in the parent or, where the images below
+ * have data, as those. Rejects with E_DAMAGED.
+ */
 export async function hasData(
   store: Pick<DiskSink['store'], 'walkTree'>,
   parent: TreeSide,
-  { first, count }: ChunkRun,
+  run: TailRun,
 ): Promise<boolean> {
-  for await (const _data of dataIn(store, parent, { first, count })) return true
+  const isSame = ({ kind }: TreeRun) => kind !== 'data' && !(kind === 'below' && run.overData === true)
+  for await (const _other of othersIn({ store, parent, isSame }, run)) return true
   return false
 }
 
-/** Chunks of the run that are data in the parent, although the export shows zeros. */
-async function countData(store: Pick<DiskSink['store'], 'walkTree'>, parent: TreeSide, run: ChunkRun): Promise<number> {
-  let data = 0
-  for await (const { count } of dataIn(store, parent, run)) data += count
-  return data
+/** What a tree names, with what is as the images below named as these are now. */
+export function resolveBelow(known: ChunkIds, below: ChunkIds): ChunkIds {
+  const resolved = { ids: Uint8Array.from(known.ids), zero: Uint8Array.from(known.zero) }
+  known.zero.forEach((zero, i) => {
+    if (zero < 2) return
+    resolved.ids.set(below.ids.subarray(i * 32, i * 32 + 32), i * 32)
+    resolved.zero[i] = below.zero[i] ?? 0
+  })
+  return resolved
 }
 
-async function* dataIn(
-  store: Pick<DiskSink['store'], 'walkTree'>,
-  parent: TreeSide,
-  { first, count }: ChunkRun,
-): AsyncGenerator<ChunkRun> {
+interface ParentTree {
+  readonly store: Pick<DiskSink['store'], 'walkTree'>
+  readonly parent: TreeSide
+  /** What the parent may have there. */
+  readonly isSame: (run: TreeRun) => boolean
+}
+
+/** Chunks of the run that are something else in the parent: data where the export shows zeros, say. */
+async function countOthers(tree: ParentTree, run: ChunkRun): Promise<number> {
+  let others = 0
+  for await (const { count } of othersIn(tree, run)) others += count
+  return others
+}
+
+async function* othersIn({ store, parent, isSame }: ParentTree, { first, count }: ChunkRun): AsyncGenerator<ChunkRun> {
   const end = first + count
   if (first >= chunkCount(parent.geometry)) return
   for await (const run of store.walkTree(parent.root, parent.geometry, first)) {
     if (run.first >= end) break
-    if (run.kind !== 'data') continue
+    if (isSame(run)) continue
     const start = Math.max(run.first, first)
     yield { first: start, count: Math.min(run.first + run.count, end) - start }
   }

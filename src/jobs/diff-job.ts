@@ -1,5 +1,7 @@
-import type { RecoveryPoint } from '../model/recovery-point.js'
+import { BackupError } from '../base/errors.js'
+import type { PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
+import { isSameContent } from './content-id.js'
 
 /** What differs on one disk. Bytes. */
 export interface DiskDifference {
@@ -30,7 +32,8 @@ export interface DiffRequest {
 
 /**
  * Compares the disks of two points by walking only what differs in their
- * trees: time is that of the difference. Rejects with E_DAMAGED, E_INTERRUPTED.
+ * trees: time is that of the difference. Rejects with E_DAMAGED, E_INTERRUPTED,
+ * E_UNSUPPORTED where the two leave out images of different content.
  */
 export async function diffPoints(
   store: Pick<StorePort, 'diffTrees' | 'chunkSize'>,
@@ -42,6 +45,7 @@ export async function diffPoints(
   const found: DiskDifference[] = []
   for (const target of disk === undefined ? targets : [disk]) {
     const [inA, inB] = [a, b].map(point => point.disks.find(one => one.target === target))
+    refuseOtherBelow(target, inA, inB)
     const size = Math.max(inA?.size ?? 0, inB?.size ?? 0)
     const sideOf = (one: typeof inA) => ({
       root: one?.root ?? ({ kind: 'hole' } as const),
@@ -61,6 +65,15 @@ export async function diffPoints(
     found.push({ target, kind, sizeA: inA?.size, sizeB: inB?.size, differentBytes, extents, extentCount })
   }
   return found
+}
+
+/** The trees alone do not tell what differs then. */
+function refuseOtherBelow(target: string, a: PointDisk | undefined, b: PointDisk | undefined): void {
+  if (a === undefined || b === undefined || isSameContent(a.below?.contentId, b.below?.contentId)) return
+  throw new BackupError('E_UNSUPPORTED', `disk ${target} of the two points cannot be compared`, {
+    why: 'they leave out different images, or only one of them does',
+    hints: ['restore both, and compare the images:   qemu-img compare A B'],
+  })
 }
 
 /** The domain's XML in a point; undefined where it has none. Rejects with E_DAMAGED. */

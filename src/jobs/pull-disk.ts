@@ -18,6 +18,7 @@ import { IndexSample } from '../model/index-sample.js'
 import type { DiskStatistics, TreeRoot } from '../model/recovery-point.js'
 import type { PointDraft, StorePort, TreeSide } from '../store/store-types.js'
 import { readCanaries } from './bitmap-check.js'
+import { type PulledBelow, splitByBelow } from './pull-below.js'
 import { bytesOf, type SinkPart, SinkWriter } from './sink-writer.js'
 
 /** Bytes of one batch: dozens of chunks at the default chunk size, so that JavaScript's part vanishes. */
@@ -46,6 +47,8 @@ export interface DiskPull {
   /** Clean chunks that are read again and compared with the parent, chosen at random by `random`. */
   readonly canaries: { readonly count: number; readonly random: () => number }
   readonly pool: BufferPool
+  /** The images that are left out: what is as in them is not stored. */
+  readonly below?: PulledBelow | undefined
   /** Called with the bytes dealt with since the last call; what is new counts once for each store. */
   onProgress(progress: { readonly readBytes: number; readonly newBytes: number }): void
   /** Called for every planned run, before it is worked off. */
@@ -104,7 +107,8 @@ export async function pullDisk(pull: DiskPull, signal: AbortSignal): Promise<rea
   const tail = new CleanTail()
   const damaged = joinRuns(writers.flatMap(writer => writer.damaged))
   const extents = markDirty(pull.source.extents(signal), damaged, geometry.chunkSize)
-  const plan = planChunks(extents, geometry, basisOf(pull.sinks))
+  const whole = planChunks(extents, geometry, basisOf(pull.sinks))
+  const plan = pull.below === undefined ? whole : pull.below.plan(whole, geometry, signal)
   const limits = { bytes: BATCH_BYTES, items: BATCH_ITEMS }
   const underWay: { batch: PullBatch; stored: Promise<readonly SinkBatch[]> }[] = []
 
@@ -193,9 +197,17 @@ async function readAndStore(
   try {
     const { pieces, places } = layOut(batch, pull.geometry)
     await pull.source.read(pieces, buffer, signal)
+    const all =
+      pull.below === undefined
+        ? batch.items
+        : await pull.below.with(
+            pieces,
+            under => splitByBelow({ items: batch.items, places }, { buffer, under }, pull.geometry),
+            signal,
+          )
     return await Promise.all(
       writers.map(async writer => {
-        const items = writer.own(batch.items)
+        const items = writer.own(all)
         const stored = await writer.store(buffer, spansOf(items, places, pull.geometry), signal)
         return { writer, items, stored }
       }),
@@ -209,7 +221,7 @@ async function readAndStore(
 function layOut(
   batch: PullBatch,
   geometry: DiskGeometry,
-): { readonly pieces: Float64Array; readonly places: ReadonlyMap<number, number> } {
+): { readonly pieces: Float64Array; readonly places: Map<number, number> } {
   const reads = batch.items.filter(item => item.kind === 'read')
   const pieces = new Float64Array(reads.length * 3)
   const places = new Map<number, number>()

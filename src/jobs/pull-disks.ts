@@ -6,6 +6,9 @@ import type { BackupSessionPort, ExportedDisk } from '../libvirt/session-types.j
 import type { DiskGeometry } from '../model/disk-tree.js'
 import type { DomainRef, PointDisk } from '../model/recovery-point.js'
 import type { PointDraft, TreeSide } from '../store/store-types.js'
+import type { BelowOfRead } from './below-of-read.js'
+import { isSameContent } from './content-id.js'
+import { PulledBelow } from './pull-below.js'
 import { BATCH_BYTES, type DiskExport, type DiskSink, type PulledDisk, pullDisk } from './pull-disk.js'
 import type { PullPart } from './pull-part.js'
 import type { PullPorts } from './pull-ports.js'
@@ -46,6 +49,7 @@ export interface DisksToPull {
   readonly session: BackupSessionPort
   /** All with chunks of one size, and bases of one family. */
   readonly parts: readonly PartOfRead[]
+  readonly below: BelowOfRead
 }
 
 /**
@@ -63,7 +67,9 @@ export async function pullDisks(ports: PullPorts, work: DisksToPull, signal: Abo
     if (source.size !== size) {
       throw new BackupError('E_NBD_PROTOCOL', `${target}: the export has ${source.size} bytes, the disk ${size}`)
     }
-    await new DiskOfParts(ports, work, { exported, source, pool, geometry: { size, chunkSize } }).pull(signal)
+    await using under = await work.below.exportOf(target, signal)
+    const below = under === undefined ? undefined : new PulledBelow(under, pool.bufferBytes)
+    await new DiskOfParts(ports, work, { exported, source, pool, below, geometry: { size, chunkSize } }).pull(signal)
   })
 }
 
@@ -71,6 +77,7 @@ interface DiskToPull {
   readonly exported: ExportedDisk
   readonly source: DiskExport
   readonly pool: BufferPool
+  readonly below: PulledBelow | undefined
   readonly geometry: DiskGeometry
 }
 
@@ -108,12 +115,13 @@ class DiskOfParts {
   async #pullFor(wishes: readonly DiskWish[], signal: AbortSignal): Promise<readonly PartOfRead[]> {
     const alive = wishes.filter(({ part }) => part.failure === undefined)
     if (alive.length === 0) return []
-    const { source, geometry, pool } = this.#disk
+    const { source, geometry, pool, below } = this.#disk
     const results = await pullDisk(
       {
         source,
         geometry,
         pool,
+        below,
         sinks: alive.map(wish => sinkOf(wish)),
         canaries: { count: CANARIES, random: this.#ports.random },
         onPlanned: run => {
@@ -155,16 +163,25 @@ class DiskOfParts {
     if (pulled.missed > 0 && isIncremental) return true
     const mode = isIncremental ? 'incremental' : 'full'
     const { root, statistics } = pulled
-    part.disks.set(target, { target, size, root, mode, source: this.#planned(part).source, statistics })
+    const { source } = this.#planned(part)
+    const below = this.#work.below.factsOf(target)
+    part.disks.set(target, { target, size, root, mode, source, statistics, ...(below === undefined ? {} : { below }) })
     return false
   }
 
   /** I7: a parent only where libvirt confirmed a base of this part's own family for this very disk. */
-  #parentOf({ part }: PartOfRead): TreeSide | undefined {
+  #parentOf(read: PartOfRead): TreeSide | undefined {
+    const { part } = read
     const { target, bitmap } = this.#disk.exported
     if (bitmap === undefined || part.plannedDisk(target)?.base === undefined) return undefined
     const before = part.latest?.disks.find(disk => disk.target === target)
     invariant(before !== undefined, 'I7: an incremental disk has a parent')
+    // What was as the images below is only inherited where these are what they were.
+    const now = this.#work.below.factsOf(target)
+    if (!isSameContent(before.below?.contentId, now?.contentId)) {
+      read.findings.push(changedBelowWarning(target))
+      return undefined
+    }
     return { root: before.root, geometry: { size: before.size, chunkSize: part.store.chunkSize } }
   }
 
@@ -198,6 +215,15 @@ function sinkOf({ part, parent, isAudit }: DiskWish): DiskSink {
       // What the parent's tree lost is read again.
       if (parent === undefined || errorCodeOf(error) !== 'E_DAMAGED') part.fail(error)
     },
+  }
+}
+
+function changedBelowWarning(target: string): Warning {
+  return {
+    code: 'W_DISK_CHANGED',
+    message:
+      `${target}: the images below it hold something else than at the last recovery point: ` +
+      'reading everything, storing only what changed',
   }
 }
 

@@ -2,6 +2,7 @@ import { messageOf, type Warning } from '../base/errors.js'
 import { tooLittleChanged } from '../model/min-change.js'
 import { planPull, type PlannedDisk } from '../model/pull-plan.js'
 import type { DomainRef, RecoveryPoint, SkippedDisk } from '../model/recovery-point.js'
+import { withBacking } from './below-survey.js'
 import { findPullBase } from './pull-base.js'
 import type { BaseCensus, PullHypervisor, PullPorts, PullRequest, PullTarget } from './pull-ports.js'
 
@@ -69,7 +70,7 @@ async function forecastOne(
 ): Promise<PullForecast> {
   const { domain, minChangeBytes } = request
   const { store } = target
-  const survey = await hypervisor.survey(domain, signal)
+  const survey = await withBacking(hypervisor, await hypervisor.survey(domain, signal), request, signal)
   const base = await findPullBase(store, domain, request.wish)
   const checkpoint = base.latest?.checkpoint
   const census = checkpoint === undefined ? NOTHING_KNOWN : await hypervisor.takeCensus(domain, checkpoint, signal)

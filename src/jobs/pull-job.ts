@@ -4,6 +4,8 @@ import type { ScratchPlace } from '../libvirt/session-types.js'
 import { checkpointPrefix, MAX_STEPS, stepOf, tokenOfStep } from '../model/checkpoint-name.js'
 import type { PlannedDisk } from '../model/pull-plan.js'
 import type { DomainRef, RecoveryPoint } from '../model/recovery-point.js'
+import { BelowOfRead } from './below-of-read.js'
+import { withBacking } from './below-survey.js'
 import type { GuardianPort } from './guardian-port.js'
 import { PartOfRead, pullDisks } from './pull-disks.js'
 import { PullPart, type ReadFacts, type SkippedPull } from './pull-part.js'
@@ -98,7 +100,7 @@ export class PullJob {
     const arming = this.#ports.startGuardian()
     await using _guardian = disposedWhenReady(arming)
     await using _started = request.startPaused === true ? await hypervisor.startPaused(domain) : undefined
-    const survey = await hypervisor.survey(domain, signal)
+    const survey = await withBacking(hypervisor, await hypervisor.survey(domain, signal), request, signal)
     for (const part of parts) {
       try {
         await part.prepare(request, survey)
@@ -137,6 +139,7 @@ export class PullJob {
     }
     await noteFrozen(false)
     await using _dirs = await hypervisor.makePlaces(places)
+    await using below = await BelowOfRead.open(this.#ports, { domain, disks, places, parts }, signal)
 
     progress.report({ kind: 'phase', subject: domain.name, phase: 'checkpoint' })
     const tracked = disks.filter(disk => disk.tracked).map(({ target }) => target)
@@ -167,9 +170,14 @@ export class PullJob {
       })
     }
     if (reading.length > 0) {
-      await pullDisks(this.#ports, { domain, session, parts: reading }, AbortSignal.any([signal, session.failure]))
+      await pullDisks(
+        this.#ports,
+        { domain, session, parts: reading, below },
+        AbortSignal.any([signal, session.failure]),
+      )
     }
     await session.end()
+    await below.check()
 
     progress.report({ kind: 'phase', subject: domain.name, phase: 'commit' })
     for (const one of reading) {

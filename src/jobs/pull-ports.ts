@@ -8,10 +8,11 @@ import type {
   NewCheckpoint,
   ScratchLimits,
   ScratchPlace,
+  SessionAddress,
   TcpPlace,
 } from '../libvirt/session-types.js'
-import type { BaseHealth, PullWish, SurveyedDisk } from '../model/pull-plan.js'
-import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import type { BaseHealth, PullWish, SurveyedBacking, SurveyedDisk } from '../model/pull-plan.js'
+import type { BackingImage, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
 import type { NbdAddress } from '../native/nbd.js'
 import type { PullJournal, StorePort } from '../store/store-types.js'
 import type { GuardianPort } from './guardian-port.js'
@@ -72,6 +73,26 @@ export interface PullHypervisor extends BackupStarter {
   /** Disks with what can be done with them, and the files to keep. Rejects with E_NOT_FOUND, E_DOMAIN_STATE. */
   survey(domain: DomainRef, signal: AbortSignal): Promise<DomainSurvey>
   /**
+   * What each of these disks lies on, by target. Of a disk that lies on nothing
+   * there is no image. Rejects with E_NOT_FOUND, E_INTERRUPTED.
+   */
+  backingOf(
+    domain: DomainRef,
+    targets: readonly string[],
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<string, SurveyedBacking>>
+  /**
+   * Opens images that are left out, by target, the topmost of each first:
+   * read-only, and locked against everybody who would write to them. Disposing
+   * closes them. Rejects with E_DOMAIN_BUSY where somebody writes to one,
+   * E_SOURCE_GONE where one is not what it was at the survey, E_TOOL_MISSING, E_IO.
+   */
+  openBelow(
+    images: ReadonlyMap<string, readonly BackingImage[]>,
+    places: RunPlaces,
+    signal: AbortSignal,
+  ): Promise<BelowSession>
+  /**
    * Starts the domain paused where it is off; disposing stops it again, unless
    * somebody has resumed it meanwhile. E_REFUSED where its memory is saved: a
    * start would use that up.
@@ -109,6 +130,15 @@ export interface PullHypervisor extends BackupStarter {
    * is fine; a job of somebody else is left alone.
    */
   cleanUpAfter(journal: PullJournal, options: { readonly keepCheckpoint: boolean }): Promise<void>
+}
+
+/** Images that are left out, served for comparison. */
+export interface BelowSession extends AsyncDisposable {
+  readonly address: SessionAddress
+  /** By target. */
+  readonly exports: ReadonlyMap<string, { readonly exportName: string; readonly size: number }>
+  /** Rejects with E_SOURCE_GONE where an image has changed since it was opened. */
+  check(): Promise<void>
 }
 
 export interface BaseCensus extends BaseHealth {

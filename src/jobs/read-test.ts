@@ -46,6 +46,8 @@ export async function testRestore(
         root: disk.root,
         geometry: { size: disk.size, chunkSize: store.chunkSize },
         image: nowhere(disk.target, disk.size),
+        // What the point leaves out is not the store's to give back.
+        below: { kind: 'leave' },
         onDamage: 'keep',
         onLost: range => lost.add(range),
         onProgress: (doneBytes, written) => {

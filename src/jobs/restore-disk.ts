@@ -6,6 +6,7 @@ import type { ImagePiece, ImageWriter } from '../image/image-writer.js'
 import { chunkCount, chunkLength, type DiskGeometry, TREE_FANOUT, type TreeRun } from '../model/disk-tree.js'
 import type { TreeRoot } from '../model/recovery-point.js'
 import type { StorePort } from '../store/store-types.js'
+import { BelowCopier, type RestoredBelow } from './restore-below.js'
 import { asChunkDamage, isDamage } from './restore-damage.js'
 import { type MissingChunks, recallWindow } from './restore-recall.js'
 import { cutWindows, type RestoreWindow } from './restore-windows.js'
@@ -28,6 +29,8 @@ export interface DiskRestore {
   readonly identify?: StorePort['identify'] | undefined
   /** Of what is read from the store, and so of what is written. */
   readonly pace?: Pace | undefined
+  /** Where the point leaves out images; such a disk is refused without. */
+  readonly below?: RestoredBelow | undefined
   /** The part of the tree to copy, ascending; all of it unless given. */
   readonly runs?: AsyncIterable<TreeRun>
   /** stop: reject with what was thrown. keep: write zeros for what is lost and go on. */
@@ -47,7 +50,14 @@ export interface DiskRestore {
 export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Promise<void> {
   const { geometry, image, pace } = restore
   const windowBytes = Math.min(WINDOW_BYTES, pace?.burstBytes ?? WINDOW_BYTES)
-  const limits = { bytes: Math.max(windowBytes, geometry.chunkSize), items: WINDOW_ITEMS, zeros: !image.startsZeroed }
+  const { below } = restore
+  const limits = {
+    bytes: Math.max(windowBytes, geometry.chunkSize),
+    items: WINDOW_ITEMS,
+    zeros: !image.startsZeroed,
+    below: below?.kind,
+  }
+  const copier = below?.kind === 'copy' ? new BelowCopier(below.images, signal) : undefined
   const pool = new BufferPool(READ_AHEAD + 1, limits.bytes)
   const underWay: { readonly window: RestoreWindow; readonly buffer: Uint8Array; readonly read: Promise<void> }[] = []
   let written = 0
@@ -59,7 +69,7 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
     const oldest = underWay[0]
     if (oldest === undefined) return
     await oldest.read
-    await writeWindow(image, oldest, signal)
+    written += await writeWindow({ image, copier }, oldest, signal)
     underWay.shift()
     pool.give(oldest.buffer)
     written += oldest.window.bytes
@@ -92,18 +102,23 @@ export async function restoreDisk(restore: DiskRestore, signal: AbortSignal): Pr
     while (underWay.length > 0) await writeOldest()
   } finally {
     await Promise.allSettled(underWay.map(({ read }) => read))
+    await copier?.close()
   }
 }
 
+/** Resolves to the bytes that came from images below. */
 async function writeWindow(
-  image: ImageWriter,
+  { image, copier }: { readonly image: ImageWriter; readonly copier: BelowCopier | undefined },
   loaded: { readonly window: RestoreWindow; readonly buffer: Uint8Array },
   signal: AbortSignal,
-): Promise<void> {
+): Promise<number> {
+  let copied = 0
   for (const step of loaded.window.steps) {
-    if (step.kind === 'zero') await image.zero(step.offset, step.length, signal)
+    if (step.kind === 'below') copied += (await copier?.copy(image, step, signal)) ?? 0
+    else if (step.kind === 'zero') await image.zero(step.offset, step.length, signal)
     else await image.write(step.pieces, loaded.buffer.subarray(step.start, step.start + step.length), signal)
   }
+  return copied
 }
 
 /** Fills the buffer with the window's chunks; what is lost is told, and zero where the restore goes on. */

@@ -201,6 +201,7 @@ export class RestoreJob {
           geometry: this.#geometry(disk),
           image: open.image,
           identify: this.#ports.identify,
+          below: open.planned.below,
           pace: this.#ports.pace,
           onDamage: plan.onDamage,
           onLost: range => open.lost.add(range),

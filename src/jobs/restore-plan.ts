@@ -4,6 +4,9 @@ import { BackupError } from '../base/errors.js'
 import type { ImageSpec } from '../image/image-factory.js'
 import type { FileOwner, ImageFormat, Preallocation } from '../image/image-writer.js'
 import type { DiskSource, PointBlob, PointDisk, RecoveryPoint } from '../model/recovery-point.js'
+import { refuseLeftOut } from './left-out.js'
+import type { DiskExport } from './pull-disk.js'
+import type { RestoredBelow } from './restore-below.js'
 import { pointName } from './restore-damage.js'
 import { fileNames } from './restore-names.js'
 
@@ -52,13 +55,30 @@ export interface RestoreRequest {
   readonly destination: RestoreDestination
   /** Replace files, overwrite devices that hold something. */
   readonly force?: boolean | undefined
+  /** By target: the images that the point leaves out, where they are now. */
+  readonly backing?: ReadonlyMap<string, FoundBacking> | undefined
+  /** Images hold everything, also what is in those that the point leaves out. */
+  readonly flatten?: boolean | undefined
+  /** Of the store; an image on others has clusters no larger. */
+  readonly chunkSize?: number | undefined
   /** stop: nothing appears. keep: an image marked as damaged and a map of what is lost. */
   readonly onDamage: 'stop' | 'keep'
+}
+
+/** Images that a point leaves out, found and open. */
+export interface FoundBacking {
+  /** Of the topmost: absolute. */
+  readonly path: string
+  readonly format: string
+  readonly images: DiskExport
+  readonly notes: readonly string[]
 }
 
 export interface PlannedDisk {
   readonly disk: PointDisk
   readonly spec: ImageSpec
+  /** Where the point leaves out images. */
+  readonly below?: RestoredBelow | undefined
   /** What the user should know about this disk, one sentence each. */
   readonly notes: readonly string[]
 }
@@ -79,7 +99,8 @@ export interface RestorePlan {
 
 /**
  * Says what a restore will write, and touches nothing. Throws E_NO_DISK for a
- * disk that the point has not, E_USAGE for a destination that does not fit.
+ * disk that the point has not, E_USAGE for a destination that does not fit,
+ * E_UNSUPPORTED for a disk that lies on images which nobody has found.
  */
 export function planRestore(request: RestoreRequest): RestorePlan {
   const { point, destination } = request
@@ -88,12 +109,43 @@ export function planRestore(request: RestoreRequest): RestorePlan {
   const specs = specsOf(disks, { point, destination, force })
   return {
     point,
-    disks: disks.map((disk, i) => ({ disk, spec: at(specs, i), notes: notesOn(disk, at(specs, i)) })),
+    disks: disks.map((disk, i) => planDisk(request, disk, at(specs, i))),
     files:
       destination.kind === 'directory' && destination.layout !== 'shared' ? planFiles(point, destination.path) : [],
     onDamage: request.onDamage,
     force,
   }
+}
+
+function planDisk(request: RestoreRequest, disk: PointDisk, spec: ImageSpec): PlannedDisk {
+  if (disk.below === undefined) return { disk, spec, notes: notesOn(disk, spec) }
+  const found = request.backing?.get(disk.target)
+  if (found === undefined) {
+    refuseLeftOut(request.point, [disk], 'restored without them')
+    throw new RangeError('bug: a disk that leaves out images was not refused')
+  }
+  if (spec.kind !== 'qcow2' || request.flatten === true) {
+    const notes = [...found.notes, `It holds all of the disk: what the point leaves out is from ${found.path}.`]
+    return { disk, spec, below: { kind: 'copy', images: found.images }, notes: [...notesOn(disk, spec), ...notes] }
+  }
+  const overlay = overlaySpec(spec, found, request.chunkSize ?? DEFAULT_CLUSTER_BYTES)
+  const notes = [...found.notes, `It lies on ${found.path}, which must stay as it is, and where it is.`]
+  return { disk, spec: overlay, below: { kind: 'leave' }, notes: [...notesOn(disk, overlay), ...notes] }
+}
+
+/** qcow2's own, where none was asked for. */
+const DEFAULT_CLUSTER_BYTES = 64 << 10
+
+/** Clusters larger than chunks would be written in part, and hide what is below the rest. */
+function overlaySpec(
+  spec: ImageSpec & { readonly kind: 'qcow2' },
+  { path, format }: FoundBacking,
+  chunkSize: number,
+): ImageSpec & { readonly kind: 'qcow2' } {
+  const { compat, ...rest } = spec
+  const clusterSize = Math.min(spec.clusterSize ?? DEFAULT_CLUSTER_BYTES, chunkSize)
+  const isOld = compat === OLD_COMPAT
+  return { ...rest, clusterSize, compat: isOld ? undefined : compat, explicitZeros: true, backing: { path, format } }
 }
 
 /** Throws E_NO_DISK for a disk that the point has not. */

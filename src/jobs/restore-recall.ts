@@ -1,5 +1,6 @@
 import { Buffer } from 'node:buffer'
 
+import { invariant } from '../base/invariant.js'
 import type { ImageWriter, ResumePort } from '../image/image-writer.js'
 import type { StorePort } from '../store/store-types.js'
 import type { RestoreStep, RestoreWindow } from './restore-windows.js'
@@ -25,6 +26,7 @@ export async function recallWindow(
   const { window, buffer } = place
   let isAllThere = true
   for (const step of window.steps) {
+    invariant(step.kind !== 'below', 'what lies on other images is restored in one go')
     if (step.kind === 'zero') {
       await to.image.zero(step.offset, step.length, signal)
       continue

@@ -1,3 +1,4 @@
+import { BackupError } from '../base/errors.js'
 import type { ImagePiece } from '../image/image-writer.js'
 import { chunkLength, type DiskGeometry, type TreeRun } from '../model/disk-tree.js'
 
@@ -22,7 +23,9 @@ export interface RestoreWindow {
 export type RestoreStep =
   /** `[start, start + length)` of the buffer holds these pieces back to back. */
   | { readonly kind: 'data'; readonly pieces: readonly ImagePiece[]; readonly start: number; readonly length: number }
+  /** below: as the images that the point leaves out. */
   | { readonly kind: 'zero'; readonly offset: number; readonly length: number }
+  | { readonly kind: 'below'; readonly offset: number; readonly length: number }
 
 export interface WindowLimits {
   /** Size of the buffer; at least one chunk. */
@@ -31,6 +34,8 @@ export interface WindowLimits {
   readonly items: number
   /** Whether runs of zeros become steps, or are left out because the image starts zeroed. */
   readonly zeros: boolean
+  /** Whether runs that are as the images below become steps, or are left to these; without it such a run is refused. */
+  readonly below?: 'copy' | 'leave' | undefined
 }
 
 /**
@@ -41,7 +46,8 @@ export interface WindowLimits {
  *     steps     write [d]  zero  write [d d]  zero  write [d]
  *     or        write [d][d d][d]                where the image starts zeroed
  *
- * Memory is one window's, whatever the size of a run.
+ * Memory is one window's, whatever the size of a run. Throws E_UNSUPPORTED
+ * for a run that is as images which nobody has given.
  */
 export async function* cutWindows(
   runs: AsyncIterable<TreeRun>,
@@ -51,7 +57,13 @@ export async function* cutWindows(
   let draft = new WindowDraft(geometry, limits)
   for await (const run of runs) {
     if (run.kind !== 'data') {
-      if (limits.zeros) draft.addZeros(run.first, run.count)
+      if (run.kind === 'below') {
+        if (limits.below === undefined)
+          throw new BackupError('E_UNSUPPORTED', 'the disk lies on images that are left out')
+        if (limits.below === 'copy') draft.addUniform('below', run)
+      } else if (limits.zeros) {
+        draft.addUniform('zero', run)
+      }
       if (draft.isFull) {
         yield draft.finish()
         draft = new WindowDraft(geometry, limits)
@@ -119,11 +131,11 @@ class WindowDraft {
     }
   }
 
-  addZeros(first: number, count: number): void {
+  addUniform(kind: 'zero' | 'below', { first, count }: { readonly first: number; readonly count: number }): void {
     this.#endData()
     const offset = first * this.#geometry.chunkSize
     const length = Math.min(count * this.#geometry.chunkSize, this.#geometry.size - offset)
-    this.#steps.push({ kind: 'zero', offset, length })
+    this.#steps.push({ kind, offset, length })
     this.#items++
     this.#end = offset + length
   }

@@ -7,6 +7,7 @@ import type { Extent } from '../model/extent.js'
 import type { DomainRef, PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import type { StorePort, TreeSide } from '../store/store-types.js'
 import type { Progress } from './progress.js'
+import { refuseLeftOut } from './left-out.js'
 import { pointName } from './restore-damage.js'
 import { measureRollback, rehearseRollback, type PresentDisk, writeRollback } from './rollback-disk.js'
 
@@ -167,6 +168,7 @@ export class RollbackJob {
   ): Promise<Omit<OpenedDomain, keyof AsyncDisposable>> {
     const { store, host } = this.#ports
     const chosen = chooseDisks(point, disks)
+    refuseLeftOut(point, chosen, 'written back in place')
     undo.push(await store.runs.lockDomain(point.domain.uuid))
     const now = await host.look(point.domain, signal)
     refuseLive(now, point)

@@ -4,6 +4,7 @@ import type { PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import type { ServedExport } from '../nbd/served-export.js'
 import type { Run, StorePort } from '../store/store-types.js'
 import { ChunkCache } from './chunk-cache.js'
+import { refuseLeftOut } from './left-out.js'
 import { pointName } from './restore-damage.js'
 import { chooseDisks } from './restore-plan.js'
 import { StoredDisk } from './stored-disk.js'
@@ -66,13 +67,15 @@ export class ServeJob implements AsyncDisposable {
   }
 
   /**
-   * Serves when it resolves. Rejects with E_NO_DISK, E_NOT_FOUND where the
+   * Serves when it resolves. Rejects with E_NO_DISK, E_UNSUPPORTED for a disk of
+   * which images are left out, E_NOT_FOUND where the
    * point was deleted meanwhile, and as `listen` does; then nothing is left.
    */
   static async start(ports: ServePorts, request: ServeRequest): Promise<ServeJob> {
     const { store } = ports
     const { point } = request
     const chosen = chooseDisks(point, request.disks)
+    refuseLeftOut(point, chosen, 'served, mounted or run from the store')
     const lease = await store.runs.begin('export')
     try {
       // Only now: a point that is here after the lease is kept by it.

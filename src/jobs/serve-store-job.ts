@@ -96,13 +96,14 @@ class StoreExports implements ExportCatalog {
 
   async *names(): AsyncGenerator<string> {
     for (const point of await this.#points()) {
-      for (const { target } of point.disks) yield exportNameOf(point, target)
+      for (const { target, below } of point.disks) if (below === undefined) yield exportNameOf(point, target)
     }
   }
 
   async open(name: string): Promise<OpenExport | undefined> {
     const found = await this.#find(name)
-    if (found === undefined) return undefined
+    // What leaves out images is not all here: there is no such export.
+    if (found?.disk.below !== undefined || found === undefined) return undefined
     const key = exportNameOf(found.point, found.disk.target)
     // No await between looking and noting: two clients of a name share what they read.
     const open = this.#open.get(key) ?? { served: servedExport(this.#store, this.#cache, found), users: 0 }

@@ -1,9 +1,10 @@
 import { collect } from '../base/async.js'
 import { invariant } from '../base/invariant.js'
 import type { ChunkRun, PlannedRun } from '../model/chunk-plan.js'
+import type { TailRun } from '../model/clean-tail.js'
 import type { DiskGeometry } from '../model/disk-tree.js'
 import type { StoredChunks, TreeDraft, TreeSide } from '../store/store-types.js'
-import { auditItems, countDifferent, hasData } from './bitmap-check.js'
+import { auditItems, countDifferent, hasData, resolveBelow } from './bitmap-check.js'
 import type { DiskSink, SinkResult } from './pull-disk.js'
 
 /** What became of the bytes of a batch in one store. */
@@ -16,6 +17,12 @@ export type SinkStored =
 export interface SinkPart {
   readonly items: readonly PlannedRun[]
   readonly stored: SinkStored
+}
+
+/** Chunks as the export shows them and, where images are left out, as those show them. */
+export interface ComparedBytes {
+  readonly bytes: Uint8Array
+  readonly under: Uint8Array | undefined
 }
 
 /**
@@ -91,7 +98,10 @@ export class SinkWriter {
         this.#check.compared += compared
         this.#check.missed += missed
       }
-      const bytes = items.reduce((sum, item) => sum + (item.kind === 'read' ? bytesOf(item, this.#geometry) : 0), 0)
+      const bytes = items.reduce(
+        (sum, item) => sum + (item.kind === 'read' || item.compared === true ? bytesOf(item, this.#geometry) : 0),
+        0,
+      )
       this.#totals.dirtyBytes += bytes
       this.#totals.readBytes += bytes
       this.#totals.newBytes += chunks?.newBytes ?? 0
@@ -100,19 +110,21 @@ export class SinkWriter {
     })
   }
 
-  /** Compares chunks as the export shows them with what is inherited. */
-  async compare(indexes: Float64Array, bytes: Uint8Array, spans: Uint32Array): Promise<void> {
+  /** Compares chunks as the export shows them with what is inherited; `under` has them as the images below. */
+  async compare(indexes: Float64Array, spans: Uint32Array, { bytes, under }: ComparedBytes): Promise<void> {
     const { inherited } = this
     if (this.hasFailed || inherited === undefined) return
     await this.#guard(async () => {
       const shown = await this.#sink.store.identify(bytes, spans)
-      this.#check.missed += countDifferent(shown, await this.#sink.store.chunkIdsAt(inherited, indexes))
+      const known = await this.#sink.store.chunkIdsAt(inherited, indexes)
+      const expected = under === undefined ? known : resolveBelow(known, await this.#sink.store.identify(under, spans))
+      this.#check.missed += countDifferent(shown, expected)
       this.#check.compared += indexes.length
     })
   }
 
   /** Looks whether something is inherited where the export has zeros. */
-  async compareTail(runs: readonly ChunkRun[]): Promise<void> {
+  async compareTail(runs: readonly TailRun[]): Promise<void> {
     const { inherited } = this
     if (this.hasFailed || inherited === undefined) return
     await this.#guard(async () => {
@@ -136,7 +148,7 @@ export class SinkWriter {
   async #edit(items: readonly PlannedRun[], stored: StoredChunks | undefined): Promise<void> {
     let taken = 0
     for (const { kind, first, count } of items) {
-      if (kind === 'zero' || kind === 'hole') {
+      if (kind === 'zero' || kind === 'hole' || kind === 'below') {
         await this.#tree.putRun(first, count, kind)
       } else if (stored !== undefined) {
         const indexes = Float64Array.from({ length: count }, (_, i) => first + i)

@@ -1,4 +1,5 @@
 import { throwIfAborted } from '../base/async.js'
+import { BackupError } from '../base/errors.js'
 import { chunkCount, chunkLength, type DiskGeometry, type TreeRun } from '../model/disk-tree.js'
 import type { TreeRoot } from '../model/recovery-point.js'
 import type { ReadableDisk, ServedExtent } from '../nbd/served-export.js'
@@ -20,8 +21,16 @@ export interface StoredDiskOptions {
   readonly geometry: DiskGeometry
   /** Shared with other disks of the same store. */
   readonly cache: ChunkCache
+  /** What the point leaves out; without it such a disk cannot be read. */
+  readonly below?: BelowContent | undefined
   /** Bytes to be ahead of those who read on and on, all of them together. */
   readonly aheadBytes: number
+}
+
+/** The images that a point leaves out, as one disk. */
+export interface BelowContent {
+  /** Fills `out`; past the end of the images with zeros. */
+  read(offset: number, out: Uint8Array, signal: AbortSignal): Promise<void>
 }
 
 /**
@@ -58,7 +67,7 @@ export class StoredDisk implements ReadableDisk {
       throwIfAborted(signal)
       const offset = Math.max(from, run.first * chunkSize)
       const end = Math.min(to, (run.first + run.count) * chunkSize)
-      if (offset < end) yield { offset, length: end - offset, kind: run.kind }
+      if (offset < end) yield { offset, length: end - offset, kind: run.kind === 'below' ? 'data' : run.kind }
     }
   }
 
@@ -66,8 +75,11 @@ export class StoredDisk implements ReadableDisk {
     const end = offset + out.length
     this.#readAhead(offset, out.length)
     for await (const group of this.#groups(offset, end)) {
-      if (group.kind === 'zeros') {
-        out.fill(0, Math.max(group.start, offset) - offset, Math.min(group.end, end) - offset)
+      if (group.kind !== 'chunks') {
+        const [start, stop] = [Math.max(group.start, offset), Math.min(group.end, end)]
+        const part = out.subarray(start - offset, stop - offset)
+        if (group.kind === 'below') await this.#below().read(start, part, signal)
+        else part.fill(0)
         continue
       }
       const copy = (bytes: Uint8Array, index: number) => {
@@ -79,12 +91,22 @@ export class StoredDisk implements ReadableDisk {
     }
   }
 
+  #below(): BelowContent {
+    const { below } = this.#options
+    if (below === undefined) throw new BackupError('E_UNSUPPORTED', 'the disk lies on images that the point leaves out')
+    return below
+  }
+
   /** What lies in `[from, to)`, as the cache takes it: groups of neighbouring chunks, and zeros between. */
   async *#groups(from: number, to: number): AsyncGenerator<Group> {
     const { chunkSize } = this.#geometry
     for await (const run of this.#runs(Math.floor(from / chunkSize), Math.ceil(to / chunkSize))) {
       if (run.kind !== 'data') {
-        yield { kind: 'zeros', start: run.first * chunkSize, end: (run.first + run.count) * chunkSize }
+        yield {
+          kind: run.kind === 'below' ? 'below' : 'zeros',
+          start: run.first * chunkSize,
+          end: (run.first + run.count) * chunkSize,
+        }
         continue
       }
       for (let at = 0; at < run.count; at += this.#cache.groupSize) {
@@ -161,7 +183,7 @@ export class StoredDisk implements ReadableDisk {
 }
 
 type Group =
-  | { readonly kind: 'zeros'; readonly start: number; readonly end: number }
+  | { readonly kind: 'zeros' | 'below'; readonly start: number; readonly end: number }
   | { readonly kind: 'chunks'; readonly first: number; readonly chunks: readonly WantedChunk[] }
 
 function wantedOf(

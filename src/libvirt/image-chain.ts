@@ -18,6 +18,8 @@ export interface ChainImage {
   readonly key?: Uint8Array | undefined
   readonly isBlockDevice: boolean
   readonly format: string
+  /** Bytes of the disk that it shows, where it was asked. */
+  readonly size?: number | undefined
   readonly bitmaps: readonly StoredBitmap[]
 }
 
@@ -53,6 +55,7 @@ export async function readChain(
       path: next.path,
       format: next.format,
       isBlockDevice: await tools.isBlockDevice(next.path),
+      size: said.size,
       bitmaps: said.bitmaps,
     })
     next = said.below
@@ -68,6 +71,7 @@ function encryptedBelow(path: string): BackupError {
 }
 
 interface ImageSays {
+  readonly size: number
   readonly isEncrypted: boolean
   readonly bitmaps: readonly StoredBitmap[]
   readonly below: NamedImage | undefined

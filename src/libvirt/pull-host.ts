@@ -4,8 +4,9 @@ import { normalize } from 'node:path'
 import { BackupError, errorCodeOf, type Warning } from '../base/errors.js'
 import { classifyDisk } from '../model/disk-class.js'
 import { describeSource, type DomainDescription, type DomainDisk } from '../model/domain.js'
-import type { BaseHealth, SurveyedDisk } from '../model/pull-plan.js'
-import type { DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import type { BaseHealth, SurveyedBacking, SurveyedDisk } from '../model/pull-plan.js'
+import type { BackingImage, DiskSource, DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import { backingOf, serveBelow, type ServedImages } from './backing-images.js'
 import { endOwnJob, refuseLocked, resumeAfterJob, runningBackup } from './backup-job.js'
 import { LiveBackupSession, undoDeadSession } from './backup-session.js'
 import { parseQemuUser } from './capabilities-xml.js'
@@ -98,6 +99,25 @@ export class PullHost {
     const unreadable = isRunning || ability === 'skip' ? undefined : await whyUnreadable(this.#hypervisor, disk)
     if (unreadable !== undefined) return { target: disk.target, source, ability: 'skip', reason: unreadable }
     return { target: disk.target, source, ability, reason }
+  }
+
+  /** As backingOf() of backing-images.ts. */
+  async backingOf(
+    domain: DomainRef,
+    targets: readonly string[],
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<string, SurveyedBacking>> {
+    return await backingOf(this.#hypervisor, { domain, targets }, signal)
+  }
+
+  /** Read-only and locked. Rejects with E_DOMAIN_BUSY, E_SOURCE_GONE, E_UNSUPPORTED, E_TOOL_MISSING, E_IO. */
+  async openBelow(
+    images: ReadonlyMap<string, readonly BackingImage[]>,
+    places: RunPlaces,
+    signal: AbortSignal,
+  ): Promise<ServedImages> {
+    signal.throwIfAborted()
+    return await serveBelow(images, places)
   }
 
   /** Rejects with E_REFUSED where its memory is saved, and with what a start meets. */

@@ -149,6 +149,8 @@ export async function removeRunPlaces(files: readonly string[]): Promise<void> {
     const dir = dirname(file)
     if (!/^run-[0-9a-f]+$/.test(basename(dir))) continue
     await rm(file, { force: true })
+    // Of the images that were left out, where a run was killed.
+    await rm(join(dir, 'below.sock'), { force: true })
     const left = await readdir(dir).catch(() => ['unknown'])
     if (left.length === 0) await rmdir(dir)
   }

@@ -4,14 +4,21 @@ import type { Extent } from './extent.js'
 
 /** What a pull does with the chunks `[first, first + count)`. */
 export interface PlannedRun {
-  /** `read` from the export, record as `zero` or `hole` unread, or `inherit` from the parent tree. */
-  readonly kind: 'read' | 'zero' | 'hole' | 'inherit'
+  /**
+   * `read` from the export, record as `zero` or `hole` unread, `inherit` from the parent tree, or record as
+   * `below`: as the images that are left out.
+   */
+  readonly kind: 'read' | 'zero' | 'hole' | 'inherit' | 'below'
   readonly first: number
   readonly count: number
   /** The dirty bitmap says that these chunks are as in the parent; known and of use only in an audit. */
   readonly clean?: true
   /** What is inherited reads as zeros in the export. */
   readonly isZero?: true
+  /** It reads as zeros in the export, and the images that are left out hold data there. */
+  readonly overData?: true
+  /** Of `below`: it was read, and is what the images below hold. */
+  readonly compared?: true
 }
 
 /**

@@ -1,5 +1,11 @@
 import type { ChunkRun, PlannedRun } from './chunk-plan.js'
 
+/** Chunks that are clean and zero. */
+export interface TailRun extends ChunkRun {
+  /** The images that are left out hold data there. */
+  readonly overData?: true
+}
+
 /** More runs than this become one, with what is dirty between them: then too much is compared, never too little. */
 const MAX_RUNS = 65_536
 
@@ -14,22 +20,22 @@ const MAX_RUNS = 65_536
  *     tail            ====        ====     neither is data in the parent, or the image was cut
  */
 export class CleanTail {
-  #runs: ChunkRun[] = []
+  #runs: TailRun[] = []
   #lastData: number | undefined
 
   /** Runs in disk order. */
-  add({ kind, first, count, clean, isZero }: PlannedRun): void {
+  add({ kind, first, count, clean, isZero, overData }: PlannedRun): void {
     if (kind !== 'inherit' && clean !== true) return
-    if (kind === 'read' || (kind === 'inherit' && isZero !== true)) {
+    if ((kind === 'read' || kind === 'inherit') && isZero !== true) {
       this.#runs = []
       this.#lastData = first + count - 1
       return
     }
     if (this.#runs.length === MAX_RUNS) this.#runs = [spanOf(this.#runs)]
-    this.#runs.push({ first, count })
+    this.#runs.push({ first, count, ...(overData === true ? { overData } : {}) })
   }
 
-  get runs(): readonly ChunkRun[] {
+  get runs(): readonly TailRun[] {
     return this.#runs
   }
 
@@ -39,8 +45,9 @@ export class CleanTail {
   }
 }
 
-function spanOf(runs: readonly ChunkRun[]): ChunkRun {
+function spanOf(runs: readonly TailRun[]): TailRun {
   const first = runs[0]?.first ?? 0
   const last = runs.at(-1) ?? { first, count: 0 }
-  return { first, count: last.first + last.count - first }
+  const overData = runs.some(run => run.overData === true)
+  return { first, count: last.first + last.count - first, ...(overData ? { overData } : {}) }
 }

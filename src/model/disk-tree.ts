@@ -25,6 +25,7 @@ export function treeDepth(geometry: DiskGeometry): number {
 
 /** A run of chunks as a tree gives them back, in disk order. */
 export type TreeRun =
-  | { readonly kind: 'hole' | 'zero'; readonly first: number; readonly count: number }
+  /** below: as the images that the point leaves out; these read as zeros past their end. */
+  | { readonly kind: 'hole' | 'zero' | 'below'; readonly first: number; readonly count: number }
   /** `ids` holds 32 bytes per chunk. */
   | { readonly kind: 'data'; readonly first: number; readonly count: number; readonly ids: Uint8Array }

@@ -1,5 +1,5 @@
 import { BackupError, type Warning } from '../base/errors.js'
-import type { DiskSource, DomainRef, RecoveryPoint, SkippedDisk } from './recovery-point.js'
+import type { BackingImage, DiskBelow, DiskSource, DomainRef, RecoveryPoint, SkippedDisk } from './recovery-point.js'
 
 /** A disk of the domain as the pull finds it. */
 export interface SurveyedDisk {
@@ -12,7 +12,13 @@ export interface SurveyedDisk {
   readonly ability: 'skip' | 'full-only' | 'incremental'
   /** Why it is not `incremental`. */
   readonly reason: string | undefined
+  /** What it lies on, the nearest first, or why that is not known; undefined where nobody has looked. */
+  readonly backing?: SurveyedBacking | undefined
 }
+
+export type SurveyedBacking =
+  | { readonly kind: 'images'; readonly images: readonly BackingImage[] }
+  | { readonly kind: 'unknown'; readonly why: string }
 
 export interface PullWish {
   /** auto: what is possible. full: read everything, and check the dirty bitmap by it. incremental: refuse to read a whole disk that had a base. */
@@ -39,6 +45,8 @@ export interface PlannedDisk {
   readonly isAudit: boolean
   /** Takes part in the new checkpoint. */
   readonly tracked: boolean
+  /** Images that are left out, the topmost first. */
+  readonly below?: readonly BackingImage[] | undefined
 }
 
 export interface PullPlan {
@@ -76,14 +84,16 @@ export function planPull(
       if (left.surprising) warnings.push({ code: 'W_DISK_SKIPPED', message: `${disk.target}: ${left.reason}` })
       continue
     }
-    refuseDepth(domain, disk, wish.depth ?? 0)
-    const { base, warning: reason } = chooseBase(disk, latest, health)
+    const below = imagesLeftOut(domain, disk, wish.depth ?? 0)
+    const { base, warning: reason } = chooseBase({ ...disk, below }, latest, health)
     // Whoever asks for everything need not be told why everything is read.
     const warning = wish.mode === 'full' ? undefined : reason
     if (warning !== undefined) warnings.push(warning)
     if (warning?.code === 'W_CHAIN' || warning?.code === 'W_DISK_CHANGED') broken.push(warning.message)
     const isAudit = base !== undefined && wish.mode === 'full'
-    disks.push({ target: disk.target, source: disk.source, base, isAudit, tracked: disk.ability === 'incremental' })
+    const tracked = disk.ability === 'incremental'
+    const { target, source } = disk
+    disks.push({ target, source, base, isAudit, tracked, ...(below === undefined ? {} : { below }) })
   }
 
   if (disks.length === 0) {
@@ -111,17 +121,21 @@ function refuseUnknown(domain: DomainRef, surveyed: readonly SurveyedDisk[], wis
 }
 
 /**
- * A point that lacks what lies in shared images cannot be made yet: the export
- * of a running domain does not tell which image a block comes from.
+ * The images of the disk that the point leaves out; undefined for none. The
+ * disk's own image, the topmost, is never left out.
  */
-function refuseDepth(domain: DomainRef, { target, source }: SurveyedDisk, depth: number): void {
-  const images = 1 + (source.backingFiles?.length ?? 0)
-  const taken = depth > 0 ? depth : images + depth
-  if (depth === 0 || taken >= images) return
+function imagesLeftOut(
+  domain: DomainRef,
+  { target, source, backing }: SurveyedDisk,
+  depth: number,
+): readonly BackingImage[] | undefined {
+  if (depth === 0) return undefined
+  const count = backing?.kind === 'images' ? backing.images.length : (source.backingFiles?.length ?? 0)
+  const taken = depth > 0 ? depth : Math.max(1, 1 + count + depth)
+  if (taken > count) return undefined
+  if (backing?.kind === 'images') return backing.images.slice(taken - 1)
   throw new BackupError('E_UNSUPPORTED', `${domain.name} cannot be pulled with a depth of ${depth}`, {
-    why:
-      `disk ${target} has ${images} images on top of one another, and a point that leaves out the lower ones ` +
-      'cannot be made or restored yet',
+    why: `the images below disk ${target} cannot be compared with it: ${backing?.why ?? 'they are not known'}`,
     hints: [
       'pull it with a depth of 0: what the images share is stored once, for all domains on them',
       `or leave the disk out:   --exclude-disk ${target}`,
@@ -139,7 +153,7 @@ function leftOut(disk: SurveyedDisk, wish: PullWish): { reason: string; surprisi
 }
 
 function chooseBase(
-  disk: SurveyedDisk,
+  disk: SurveyedDisk & { readonly below: readonly BackingImage[] | undefined },
   latest: RecoveryPoint | undefined,
   health: BaseHealth,
 ): { base: string | undefined; warning: Warning | undefined } {
@@ -160,6 +174,8 @@ function chooseBase(
     return full('W_CHAIN', 'the last recovery point has no checkpoint for it')
   const change = sourceChange(before.source, disk.source)
   if (change !== undefined) return full('W_DISK_CHANGED', change)
+  const below = belowChange(before.below, disk.below)
+  if (below !== undefined) return full('W_DISK_CHANGED', below)
   if (!health.known) return full('W_CHAIN', 'its checkpoint is gone from libvirt')
   if (!health.soundDisks.has(disk.target)) return full('W_CHAIN', 'its dirty bitmap is missing or broken')
   return { base: checkpoint.name, warning: undefined }
@@ -218,4 +234,32 @@ function isSameLayer(a: Layer, b: Layer | undefined): boolean {
   if (a.identity !== undefined && b.identity !== undefined) return a.identity === b.identity
   // libvirt and qemu-img have names of their own for what is no file.
   return !a.path.startsWith('/') || !b.path.startsWith('/') || a.path === b.path
+}
+
+/** What tells that chunks that were as the images below may now be otherwise. */
+function belowChange(before: DiskBelow | undefined, now: readonly BackingImage[] | undefined): string | undefined {
+  const was = before?.images ?? []
+  const is = now ?? []
+  if (was.length !== is.length || was.some(({ path }, i) => path !== is[i]?.path)) {
+    const named = (images: readonly BackingImage[]) => images.map(({ path }) => path).join(', ') || 'nothing'
+    return `the last recovery point leaves out ${named(was)}, and this one ${named(is)}`
+  }
+  const other = is.find((image, i) => !isSameImage(image, was[i]))
+  if (other === undefined) return undefined
+  return other.identity === undefined
+    ? `nothing tells whether ${other.path} below it has changed, since it is no file`
+    : `${other.path} below it has changed since the last recovery point`
+}
+
+/** Whether an image is as it was, as far as its file tells. What is no file tells nothing. */
+export function isSameImage(a: BackingImage, b: BackingImage | undefined): boolean {
+  return (
+    a.identity !== undefined &&
+    a.identity === b?.identity &&
+    a.path === b.path &&
+    a.format === b.format &&
+    a.virtualSize === b.virtualSize &&
+    a.fileBytes === b.fileBytes &&
+    a.modified === b.modified
+  )
 }

@@ -7,6 +7,8 @@ import type { Warning } from '../base/errors.js'
 export type TreeRoot =
   | { readonly kind: 'hole' }
   | { readonly kind: 'zero' }
+  /** All as the images that were left out: see PointDisk.below. */
+  | { readonly kind: 'below' }
   /** 32 bytes, the id of the root node. */
   | { readonly kind: 'node'; readonly id: Uint8Array }
 
@@ -37,6 +39,28 @@ export interface DiskSource {
   readonly backingIdentities?: readonly string[] | undefined
 }
 
+/** An image below the disk's own, as it was when the point was made. */
+export interface BackingImage {
+  readonly path: string
+  readonly format: string
+  /** Bytes of the disk that it shows. */
+  readonly virtualSize: number
+  /** Of the file; undefined of a block device. */
+  readonly fileBytes: number | undefined
+  /** When the file was written last, in whole milliseconds; undefined of a block device. */
+  readonly modified: number | undefined
+  /** `device:inode`; undefined of a block device. */
+  readonly identity: string | undefined
+}
+
+/** What a point leaves out of a disk, and needs to give it back. */
+export interface DiskBelow {
+  /** The images that are left out, the topmost first. */
+  readonly images: readonly BackingImage[]
+  /** 32 bytes, of what the topmost shows with all below it: docs/format.md, "Images left out". */
+  readonly contentId: Uint8Array
+}
+
 /** Bytes unless said otherwise. */
 export interface DiskStatistics {
   /** What the dirty bitmap (or a full read) said must be looked at, as data. */
@@ -59,6 +83,8 @@ export interface PointDisk {
   readonly mode: ReadMode
   readonly source: DiskSource
   readonly statistics: DiskStatistics
+  /** Set where images were left out: the tree then says of some chunks that they are as those images. */
+  readonly below?: DiskBelow | undefined
 }
 
 export interface SkippedDisk {

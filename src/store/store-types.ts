@@ -50,7 +50,10 @@ export interface StorePort extends AsyncDisposable {
   readBlob(blob: PointBlob): Promise<Uint8Array>
 }
 
-/** 32 bytes per chunk in `ids`; zeroes where `zero` is set: it reads as zeros. */
+/** In `ChunkIds.zero`, of a chunk that is as the images that the point leaves out. */
+export const AS_BELOW = 2
+
+/** 32 bytes per chunk in `ids`; zeroes where `zero` is set: 1 where it reads as zeros, or AS_BELOW. */
 export interface ChunkIds {
   readonly ids: Uint8Array
   readonly zero: Uint8Array
@@ -151,7 +154,7 @@ export interface PointDraft extends AsyncDisposable {
 export interface TreeDraft {
   /** `indexes[i]` gets chunk i of `stored`. */
   putChunks(indexes: Float64Array, stored: StoredChunks): Promise<void>
-  putRun(first: number, count: number, kind: 'hole' | 'zero'): Promise<void>
+  putRun(first: number, count: number, kind: 'hole' | 'zero' | 'below'): Promise<void>
   /** The new root; equal to the parent's where nothing changed (then no node was stored). */
   finish(): Promise<{ readonly root: TreeRoot; readonly newNodes: number; readonly storedBytes: number }>
 }

@@ -8,10 +8,13 @@ import {
   HOLE,
   type NodeSource,
   type TreeEntry,
+  type UniformKind,
   ZERO,
   childSpan,
   entriesOf,
+  entryOfKind,
   entryOfRoot,
+  kindOfState,
   loadNode,
   rootOfEntry,
 } from './tree-nodes.js'
@@ -109,13 +112,13 @@ export class TreeEditor implements TreeDraft {
     })
   }
 
-  putRun(first: number, count: number, kind: 'hole' | 'zero'): Promise<void> {
+  putRun(first: number, count: number, kind: UniformKind): Promise<void> {
     return this.#inTurn(async () => {
       const end = first + count
       if (count === 0) return
       await this.#crossSeam(first)
       this.#advance(first, end)
-      const entry = kind === 'zero' ? ZERO : HOLE
+      const entry = entryOfKind(kind)
       for (let chunk = first; chunk < end; ) {
         const level = this.#widestLevel(chunk, end)
         const node = await this.#reach(level, chunk)
@@ -261,8 +264,10 @@ export class TreeEditor implements TreeDraft {
   #entryOf(node: OpenNode): TreeEntry | undefined {
     const within = Math.min(TREE_FANOUT, Math.ceil(this.#count / childSpan(node.level)) - node.index * TREE_FANOUT)
     const states = node.states.subarray(0, within)
-    if (states.every(state => state === CHILD.hole)) return HOLE
-    if (states.every(state => state === CHILD.zero)) return ZERO
+    const [first] = states
+    if (first !== undefined && first !== CHILD.id && states.every(state => state === first)) {
+      return entryOfKind(kindOfState(first))
+    }
     return node.changed || node.origin === undefined ? undefined : { state: CHILD.id, id: node.origin }
   }
 
@@ -368,7 +373,7 @@ class OpenNode {
 
   get(child: number): TreeEntry {
     const state = this.states[child] ?? CHILD.hole
-    if (state !== CHILD.id) return state === CHILD.zero ? ZERO : HOLE
+    if (state !== CHILD.id) return entryOfKind(kindOfState(state))
     return { state, id: this.#ids.slice(child * ID_BYTES, (child + 1) * ID_BYTES) }
   }
 

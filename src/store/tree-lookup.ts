@@ -1,7 +1,7 @@
 import { ID_BYTES } from '../format/record.js'
 import { CHILD } from '../format/tree-node.js'
 import { treeDepth } from '../model/disk-tree.js'
-import type { ChunkIds, TreeSide } from './store-types.js'
+import { AS_BELOW, type ChunkIds, type TreeSide } from './store-types.js'
 import { childSpan, entriesOf, entryOfRoot, type NodeSource, type TreeEntry } from './tree-nodes.js'
 
 /**
@@ -12,7 +12,7 @@ export async function lookUpChunks(nodes: NodeSource, side: TreeSide, indexes: F
   const found: ChunkIds = { ids: new Uint8Array(indexes.length * ID_BYTES), zero: new Uint8Array(indexes.length) }
   const subtree = async (entry: TreeEntry, height: number, wanted: Wanted): Promise<void> => {
     if (entry.id === undefined) {
-      found.zero.fill(1, wanted.from, wanted.to)
+      found.zero.fill(entry.state === CHILD.below ? AS_BELOW : 1, wanted.from, wanted.to)
       return
     }
     if (height === 0) {

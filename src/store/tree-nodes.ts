@@ -1,3 +1,4 @@
+import { invariant } from '../base/invariant.js'
 import { TREE_FANOUT } from '../model/disk-tree.js'
 import type { TreeRoot } from '../model/recovery-point.js'
 import { damaged } from '../format/damage.js'
@@ -18,22 +19,43 @@ export interface TreeEntry {
 
 export const HOLE: TreeEntry = { state: CHILD.hole, id: undefined }
 export const ZERO: TreeEntry = { state: CHILD.zero, id: undefined }
+export const BELOW: TreeEntry = { state: CHILD.below, id: undefined }
 
-export function entryOfRoot(root: TreeRoot): TreeEntry {
-  switch (root.kind) {
+/** A state that needs no id: of a chunk, or of all chunks of a subtree. */
+export type UniformKind = 'hole' | 'zero' | 'below'
+
+export function entryOfKind(kind: UniformKind): TreeEntry {
+  switch (kind) {
     case 'hole':
       return HOLE
     case 'zero':
       return ZERO
-    case 'node':
-      return { state: CHILD.id, id: root.id }
+    case 'below':
+      return BELOW
   }
+}
+
+/** Of a state other than CHILD.id. */
+export function kindOfState(state: number): UniformKind {
+  switch (state) {
+    case CHILD.zero:
+      return 'zero'
+    case CHILD.below:
+      return 'below'
+    default:
+      invariant(state === CHILD.hole, 'I6: a tree knows four states')
+      return 'hole'
+  }
+}
+
+export function entryOfRoot(root: TreeRoot): TreeEntry {
+  return root.kind === 'node' ? { state: CHILD.id, id: root.id } : entryOfKind(root.kind)
 }
 
 /** The id is a copy: it outlives the node that it was taken from. */
 export function rootOfEntry(entry: TreeEntry): TreeRoot {
   if (entry.id !== undefined) return { kind: 'node', id: Uint8Array.from(entry.id) }
-  return { kind: entry.state === CHILD.zero ? 'zero' : 'hole' }
+  return { kind: kindOfState(entry.state) }
 }
 
 /** Chunks below one child of a node of `level`. */
@@ -45,7 +67,7 @@ export function childSpan(level: number): number {
 export function entriesOf(node: TreeNode): TreeEntry[] {
   let at = 0
   return Array.from(node.states, state => {
-    if (state !== CHILD.id) return state === CHILD.zero ? ZERO : HOLE
+    if (state !== CHILD.id) return entryOfKind(kindOfState(state))
     const id = node.ids.subarray(at, at + ID_BYTES)
     at += ID_BYTES
     return { state, id }

@@ -3,7 +3,16 @@ import { TREE_FANOUT, type TreeRun, chunkCount, treeDepth } from '../model/disk-
 import { ID_BYTES } from '../format/record.js'
 import { CHILD, type TreeNode } from '../format/tree-node.js'
 import type { TreeDifference, TreeSide } from './store-types.js'
-import { HOLE, type NodeSource, type TreeEntry, childSpan, entriesOf, entryOfRoot } from './tree-nodes.js'
+import {
+  BELOW,
+  HOLE,
+  type NodeSource,
+  type TreeEntry,
+  childSpan,
+  entriesOf,
+  entryOfRoot,
+  kindOfState,
+} from './tree-nodes.js'
 
 /** Nodes loaded ahead: few for whoever wants one place, a whole family for whoever walks on. */
 const FIRST_WINDOW = 4
@@ -102,7 +111,7 @@ class TreeWalk {
         yield { kind: 'data', first: chunk, count, ids: leaf.ids.subarray(id * ID_BYTES, (id + count) * ID_BYTES) }
         id += count
       } else {
-        yield { kind: state === CHILD.zero ? 'zero' : 'hole', first: chunk, count }
+        yield { kind: kindOfState(state ?? CHILD.hole), first: chunk, count }
       }
       chunk += count
     }
@@ -112,21 +121,24 @@ class TreeWalk {
     const start = Math.max(first, this.#from)
     const count = Math.min(end, this.#end) - start
     if (count <= 0) return undefined
-    return { kind: entry.state === CHILD.zero ? 'zero' : 'hole', first: start, count }
+    return { kind: kindOfState(entry.state), first: start, count }
   }
 }
 
 /**
  * Chunks whose content may differ, in order, neighbours as one. Equal subtrees
  * are not looked into. A hole, a zero chunk, and what lies beyond a disk's end
- * are all the same content.
+ * are all the same content; what is as the images below is the same in both
+ * trees, and different from all else: it is for the caller to know whether both
+ * are on the same images.
  */
 export async function* diffTrees(nodes: NodeSource, a: TreeSide, b: TreeSide): AsyncGenerator<TreeDifference> {
   const height = Math.max(treeDepth(a.geometry), treeDepth(b.geometry))
   const end = Math.max(chunkCount(a.geometry), chunkCount(b.geometry))
+  const ends = { a: chunkCount(a.geometry), b: chunkCount(b.geometry) }
   const root = { first: 0, a: liftedRoot(a, height), b: liftedRoot(b, height) }
   let last: TreeDifference | undefined
-  for await (const found of diffFamily(nodes, [root], height)) {
+  for await (const found of diffFamily({ nodes, ends }, [root], height)) {
     const count = Math.min(found.count, end - found.first)
     if (count <= 0) continue
     if (last !== undefined && last.first + last.count === found.first) {
@@ -158,8 +170,18 @@ function liftedRoot(side: TreeSide, height: number): Side {
   return root
 }
 
-async function* diffFamily(nodes: NodeSource, family: readonly Pair[], height: number): AsyncGenerator<TreeDifference> {
-  const different = family.filter(pair => !isSame(pair.a, pair.b))
+interface Diff {
+  readonly nodes: NodeSource
+  /** Chunks of each disk: what lies beyond is a hole, also where a whole subtree is said to be as below. */
+  readonly ends: { readonly a: number; readonly b: number }
+}
+
+async function* diffFamily(diff: Diff, family: readonly Pair[], height: number): AsyncGenerator<TreeDifference> {
+  const { nodes, ends } = diff
+  const span = TREE_FANOUT ** height
+  const isCut = ({ first, a, b }: Pair) =>
+    isCutBelow(a, { first, span, end: ends.a }) || isCutBelow(b, { first, span, end: ends.b })
+  const different = family.filter(pair => !isSame(pair.a, pair.b) || isCut(pair))
   if (height === 0) {
     for (const pair of different) yield { first: pair.first, count: 1 }
     return
@@ -176,16 +198,35 @@ async function* diffFamily(nodes: NodeSource, family: readonly Pair[], height: n
       height - 1,
     ),
   ])
-  const span = childSpan(height - 1)
+  const childrenSpan = childSpan(height - 1)
   for (const [index, pair] of different.entries()) {
+    if (isUniform(pair.a) && isUniform(pair.b) && !isCut(pair)) {
+      yield { first: pair.first, count: span }
+      continue
+    }
     const [a, b] = [inA[index] ?? [], inB[index] ?? []]
-    const children = Array.from({ length: TREE_FANOUT }, (_, child) => ({
-      first: pair.first + child * span,
-      a: a[child] ?? HOLE,
-      b: b[child] ?? HOLE,
-    }))
-    yield* diffFamily(nodes, children, height - 1)
+    const children = Array.from({ length: TREE_FANOUT }, (_, child) => {
+      const first = pair.first + child * childrenSpan
+      return { first, a: within(a[child], first < ends.a), b: within(b[child], first < ends.b) }
+    })
+    yield* diffFamily(diff, children, height - 1)
   }
+}
+
+function within(side: Side | undefined, isOnDisk: boolean): Side {
+  return side === undefined || (isBelow(side) && !isOnDisk) ? HOLE : side
+}
+
+function isBelow(side: Side): boolean {
+  return !isFamily(side) && side.state === BELOW.state
+}
+
+/** A subtree that is as below, and ends behind the disk. */
+function isCutBelow(
+  side: Side,
+  { first, span, end }: { readonly first: number; readonly span: number; readonly end: number },
+): boolean {
+  return isBelow(side) && end - first < span
 }
 
 async function childrenOf(nodes: NodeSource, sides: readonly Side[], level: number): Promise<(readonly Side[])[]> {
@@ -204,8 +245,15 @@ function isFamily(side: Side): side is readonly Side[] {
   return Array.isArray(side)
 }
 
+/** Of one kind all over: nothing below it tells more. */
+function isUniform(side: Side): boolean {
+  return !isFamily(side) && side.id === undefined
+}
+
 function isSame(a: Side, b: Side): boolean {
   if (isFamily(a) || isFamily(b)) return false
-  if (a.id === undefined || b.id === undefined) return a.id === b.id
+  if (a.id === undefined || b.id === undefined) {
+    return a.id === b.id && (a.state === BELOW.state) === (b.state === BELOW.state)
+  }
   return Buffer.compare(a.id, b.id) === 0
 }

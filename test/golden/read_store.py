@@ -2,7 +2,9 @@
 """Reads a store as docs/format.md describes it, and shares no code with virtvault.
 
     read_store.py list STORE
-    read_store.py restore STORE POINT DISK FILE      a disk, raw and sparse
+    read_store.py restore STORE POINT DISK FILE [BELOW]
+                                                     a disk, raw and sparse; BELOW: a
+                                                     raw copy of the image left out
     read_store.py file STORE POINT NAME FILE         domain XML, NVRAM and so on
 
 POINT is the beginning of a point's id. The passphrase of an encrypted store, or
@@ -24,6 +26,8 @@ import unicodedata
 FANOUT = 128
 CHUNK, NODE, BLOB = 1, 2, 3
 ZSTD, ENCRYPTED = 1, 2
+# The state of a chunk that is as the images left out.
+BELOW = 3
 
 
 class Damaged(Exception):
@@ -397,7 +401,7 @@ class Store:
     def envelope(self, magic, data):
         need(len(data) > 72 and data[:8] == magic, "it is no such file")
         version, flags, plain, length, crc = struct.unpack_from("<HHIII", data, 8)
-        need(version == 1 and length == len(data) - 72, "another version or length")
+        need(version in (1, 2) and length == len(data) - 72, "another version or length")
         need(crc == crc32c(data[:20], data[24:]), "wrong checksum")
         need(data[56:72] == self.id, "it belongs to another store")
         payload = data[72:]
@@ -449,11 +453,13 @@ class Store:
 
     def _walk(self, node_id, level, first, count):
         node = self.record(NODE, node_id)
-        need(len(node) >= 36 and node[:4] == bytes([1, level, 0, 0]), "no tree node of this level")
+        need(len(node) >= 36 and node[0] in (1, 2) and node[1:4] == bytes([level, 0, 0]), "no tree node of this level")
         span = FANOUT**level
         at = 36
         for child in range(FANOUT):
             state = node[4 + child // 4] >> (2 * (child % 4)) & 3
+            if state == BELOW:
+                yield from ((index, None) for index in range(first + child * span, min(first + (child + 1) * span, count)))
             if state != 2:
                 continue
             child_id = node[at : at + 32]
@@ -466,14 +472,18 @@ class Store:
                 yield from self._walk(child_id, level - 1, begin, count)
         need(at == len(node), "ids that no child has")
 
-    def write_disk(self, root_id, size, path):
+    def write_disk(self, root_id, size, path, below=None):
         with open(path, "wb") as out:
             out.truncate(size)
             if root_id is None:
                 return
-            for index, chunk_id in self.chunks(root_id, size):
-                chunk = self.record(CHUNK, chunk_id)
+            for index, chunk_id in self.chunks(root_id, size) if root_id != BELOW else below_all(size, self.chunk_size):
                 offset = index * self.chunk_size
+                if chunk_id is None:
+                    out.seek(offset)
+                    out.write(below[offset : min(offset + self.chunk_size, size)])
+                    continue
+                chunk = self.record(CHUNK, chunk_id)
                 need(len(chunk) == min(self.chunk_size, size - offset), "a chunk of another length")
                 out.seek(offset)
                 out.write(chunk)
@@ -490,6 +500,34 @@ class Store:
             self.write_disk(blob["id"], blob["length"], path)
 
 
+# Images left out
+
+
+def content_id(image):
+    sum = hashlib.sha256(b"virtvault content v1\n" + struct.pack("<Q", len(image)))
+    for block in range(-(-len(image) // 65536)):
+        content = image[block * 65536 : (block + 1) * 65536]
+        if content.count(0) != len(content):
+            sum.update(struct.pack("<Q", block) + hashlib.sha256(b"\x01" + content).digest())
+    return sum.digest()
+
+
+def read_below(below, given):
+    """The image that was left out, as a raw file, once it is proved to be that one."""
+    names = ", ".join(image["path"] for image in below["images"])
+    if not given:
+        sys.exit(f"the disk lies on {names}: name a raw copy of that")
+    with open(given[0], "rb") as file:
+        image = file.read()
+    if content_id(image) != below["content_id"]:
+        sys.exit(f"{given[0]} does not hold what {names} held")
+    return image
+
+
+def below_all(size, chunk_size):
+    return ((index, None) for index in range(-(-size // chunk_size)))
+
+
 def main(words):
     if len(words) == 2 and words[0] == "list":
         for point, notes in Store(words[1]).points():
@@ -498,14 +536,16 @@ def main(words):
             tags = ",".join(notes["tags"]) or "-"
             print(point["id"].hex(), point["domain_name"], point["sequence"], point["mode"], disks, files, tags)
         return
-    if len(words) != 5 or words[0] not in ("restore", "file"):
+    if len(words) not in (5, 6) or words[0] not in ("restore", "file"):
         sys.exit(__doc__)
     store = Store(words[1])
     point = store.find_point(words[2])
     if words[0] == "restore":
         for disk in point["disks"]:
             if disk["target"] == words[3]:
-                store.write_disk(disk.get("root_id") if disk["root_kind"] == "node" else None, disk["size"], words[4])
+                root = BELOW if disk["root_kind"] == "below" else disk.get("root_id")
+                below = read_below(disk["below"], words[5:]) if "below" in disk else None
+                store.write_disk(root, disk["size"], words[4], below)
                 return
     else:
         for blob in point["blobs"]:

@@ -53,6 +53,10 @@ export default class PullCommand extends BaseCommand {
       multiple: true,
       multipleNonGreedy: true,
     }),
+    depth: Flags.integer({
+      summary: 'images of each backing chain that belong to the point: N topmost, -N all but the N lowest, 0 all',
+      helpValue: 'N',
+    }),
     quiesce: Flags.boolean({
       summary: 'freeze file systems where the agent can (default); --quiesce=required fails where not',
       allowNo: true,
@@ -107,6 +111,7 @@ export default class PullCommand extends BaseCommand {
       settings: {
         disks: flags.disk,
         excludeDisks: flags['exclude-disk'],
+        depth: flags.depth,
         quiesce: flags['quiesce-required'] ? ('required' as const) : flags.quiesce,
         freezeMounts: flags['freeze-mount'],
         connections: flags.threads,

@@ -51,7 +51,7 @@ const packHeader: Codec<ReturnType<typeof decodePackHeader>> = {
 
 const treeNode: Codec<ReturnType<typeof decodeTreeNode>> = {
   values: fc
-    .tuple(fc.nat({ max: 8 }), fc.array(fc.nat({ max: 2 }), { minLength: 128, maxLength: 128 }))
+    .tuple(fc.nat({ max: 8 }), fc.array(fc.nat({ max: 3 }), { minLength: 128, maxLength: 128 }))
     .filter(([, states]) => new Set(states).size > 1)
     .map(([level, states]) => ({
       level,
@@ -108,14 +108,29 @@ const storeFile: Codec<ReturnType<typeof decodeStoreFile>> = {
 }
 
 const mode = fc.constantFrom('full' as const, 'incremental' as const)
-const disk = fc.record({
+const roots = [
+  fc.constant({ kind: 'hole' as const }),
+  fc.constant({ kind: 'zero' as const }),
+  bytesOf(32).map(id => ({ kind: 'node' as const, id })),
+] as const
+const below = fc.record({
+  contentId: bytesOf(32),
+  images: fc.array(
+    fc.record({
+      path: text,
+      format: text,
+      virtualSize: big,
+      fileBytes: maybe(big),
+      modified: maybe(big),
+      identity: maybe(text),
+    }),
+    { minLength: 1, maxLength: 3 },
+  ),
+})
+const plainDisk = {
   target: text,
   size: big,
-  root: fc.oneof(
-    fc.constant({ kind: 'hole' as const }),
-    fc.constant({ kind: 'zero' as const }),
-    bytesOf(32).map(id => ({ kind: 'node' as const, id })),
-  ),
+  root: fc.oneof(...roots),
   mode,
   source: fc.record({
     path: text,
@@ -140,7 +155,11 @@ const disk = fc.record({
     newChunks: count,
     newNodes: count,
   }),
-})
+}
+const disk = fc.oneof(
+  fc.record(plainDisk),
+  fc.record({ ...plainDisk, root: fc.oneof(...roots, fc.constant({ kind: 'below' as const })), below }),
+)
 
 const points: fc.Arbitrary<RecoveryPoint> = fc.record({
   id: hexOf(32),
@@ -369,4 +388,33 @@ t.test('the bytes are those of docs/format.md', async t => {
   )
   t.equal(toHex(trailer.subarray(0, 44)), `5656504b454e443160000000000000000000000000000000${'ab'.repeat(16)}01000000`)
   t.equal(native().crc32c(Buffer.from('123456789')), 0xe3069283)
+})
+
+t.test('what leaves out images has a version of its own, and nothing else has', t => {
+  const states = (filled: number) => Uint8Array.from({ length: 128 }, (_, child) => (child === 0 ? filled : 0))
+  const nodeOf = (filled: number) => encodeTreeNode({ level: 0, states: states(filled), ids: new Uint8Array(0) })
+  const [point] = fc.sample(
+    points.filter(({ disks }) => disks.length > 0),
+    1,
+  )
+  const [first] = point!.disks
+  const { below: _, ...plain } = { ...first!, root: { kind: 'hole' as const } }
+  const [leftOut] = fc.sample(below, 1)
+  const seal = { storeId: STORE_ID, salt: Buffer.alloc(32), key: undefined }
+  const versionOf = (disks: RecoveryPoint['disks']) => encodePoint({ ...point!, disks }, seal)[8]
+
+  t.strictSame([nodeOf(1)[0], nodeOf(3)[0]], [1, 2])
+  t.throws(() => decodeTreeNode(Uint8Array.of(1, ...nodeOf(3).subarray(1))), { code: 'E_DAMAGED' })
+  t.throws(() => decodeTreeNode(Uint8Array.of(2, ...nodeOf(1).subarray(1))), { code: 'E_DAMAGED' })
+  t.throws(
+    () => decodeTreeNode(encodeTreeNode({ level: 0, states: new Uint8Array(128).fill(3), ids: new Uint8Array(0) })),
+    {
+      code: 'E_DAMAGED',
+    },
+  )
+  t.equal(versionOf([plain]), 1)
+  t.equal(versionOf([plain, { ...plain, below: leftOut! }]), 2)
+  const nameless = encodePoint({ ...point!, disks: [{ ...plain, root: { kind: 'below' } }] }, seal)
+  t.throws(() => decodePoint(nameless, { storeId: STORE_ID, key: () => undefined }), { code: 'E_DAMAGED' })
+  t.end()
 })

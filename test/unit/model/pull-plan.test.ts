@@ -1,7 +1,7 @@
 import t from 'tap'
 
 import { planPull, type PullWish, type SurveyedDisk } from '../../../src/model/pull-plan.js'
-import type { DiskSource, RecoveryPoint } from '../../../src/model/recovery-point.js'
+import type { BackingImage, DiskSource, RecoveryPoint } from '../../../src/model/recovery-point.js'
 import { recoveryPoint } from '../../harness/points.js'
 
 const DOMAIN = { uuid: '7e0b2a52-0000-4000-8000-000000000001', name: 'web01' }
@@ -162,11 +162,61 @@ t.test('excluded disks are recorded, skipped ones of note are warned of', async 
   t.match(plan.warnings, [{ code: 'W_DISK_SKIPPED', message: /^vdc/ }])
 })
 
-t.test('a depth that would leave images out is refused, one that leaves out none is not', async t => {
-  const chained = { ...disk('vda'), source: { ...disk('vda').source, backingFiles: ['/a', '/b'] } }
-  const plan = (depth: number) => planPull(DOMAIN, [chained], { ...AUTO, depth }, undefined, sound())
+const image = (path: string, overrides: Partial<BackingImage> = {}): BackingImage => ({
+  path,
+  format: 'qcow2',
+  virtualSize: 1 << 20,
+  fileBytes: 1000,
+  modified: 5,
+  identity: '1:2',
+  ...overrides,
+})
 
-  for (const depth of [0, 3, 4]) t.equal(plan(depth).disks.length, 1)
-  for (const depth of [1, 2, -1, -2, -3]) t.throws(() => plan(depth), { code: 'E_UNSUPPORTED', message: /depth/ })
-  t.equal(planPull(DOMAIN, [disk('vda')], { ...AUTO, depth: 1 }, undefined, sound()).disks.length, 1)
+const backed = (...images: readonly BackingImage[]) => disk('vda', { backing: { kind: 'images', images } })
+
+t.test('a depth says which images are left out, and never the disk’s own', async t => {
+  const left = (depth: number, images: readonly string[] = ['/a', '/b']) => {
+    const chained = backed(...images.map(path => image(path)))
+    const [planned] = planPull(DOMAIN, [chained], { ...AUTO, depth }, undefined, sound()).disks
+    return planned?.below?.map(({ path }) => path)
+  }
+
+  t.strictSame(
+    [0, 1, 2, 3, 4, -1, -2, -3, -9].map(depth => left(depth)),
+    [undefined, ['/a', '/b'], ['/b'], undefined, undefined, ['/b'], ['/a', '/b'], ['/a', '/b'], ['/a', '/b']],
+  )
+  for (const depth of [0, 1, -1, -2]) t.equal(left(depth, []), undefined)
+})
+
+t.test('a depth that would leave out images which nobody can compare is refused', async t => {
+  const chained = { ...disk('vda'), source: { ...disk('vda').source, backingFiles: ['/a', '/b'] } }
+  const unknown = { ...chained, backing: { kind: 'unknown' as const, why: 'they are on another machine' } }
+  const plan = (one: SurveyedDisk, depth: number) => planPull(DOMAIN, [one], { ...AUTO, depth }, undefined, sound())
+
+  for (const depth of [0, 3, 4]) t.equal(plan(unknown, depth).disks.length, 1)
+  for (const depth of [1, 2, -1, -2, -3]) t.throws(() => plan(chained, depth), { code: 'E_UNSUPPORTED' })
+  t.throws(() => plan(unknown, -1), { code: 'E_UNSUPPORTED', why: /another machine/ })
+})
+
+t.test('only on the images that the last point left out, unchanged, is it built', async t => {
+  const before = point(['vda'])
+  const after = (was: readonly BackingImage[], now: readonly BackingImage[], depth = -1) => {
+    const latest = { ...before, disks: before.disks.map(one => ({ ...one, ...belowOf(was) })) }
+    const plan = planPull(DOMAIN, [backed(...now)], { ...AUTO, depth }, latest, sound('vda'))
+    return [plan.disks[0]?.base !== undefined, ...plan.warnings.map(({ code }) => code)]
+  }
+  const belowOf = (images: readonly BackingImage[]) =>
+    images.length === 0 ? {} : { below: { images, contentId: new Uint8Array(32) } }
+  const base = image('/base')
+
+  t.strictSame(after([base], [base]), [true])
+  t.strictSame(after([base], [image('/snapshot'), base]), [true], 'a snapshot above it')
+  t.strictSame(after([base], [image('/snapshot'), base], 1), [false, 'W_DISK_CHANGED'], 'left out as well')
+  t.strictSame(after([], [base]), [false, 'W_DISK_CHANGED'], 'left out for the first time')
+  t.strictSame(after([base], [base], 0), [false, 'W_DISK_CHANGED'], 'no longer left out')
+  for (const other of [{ modified: 6 }, { fileBytes: 1 }, { identity: '1:3' }, { virtualSize: 1 }, { format: 'raw' }]) {
+    t.strictSame(after([base], [image('/base', other)]), [false, 'W_DISK_CHANGED'], Object.keys(other).join())
+  }
+  const device = image('/dev/vg/base', { identity: undefined, modified: undefined, fileBytes: undefined })
+  t.strictSame(after([device], [device]), [false, 'W_DISK_CHANGED'], 'no file tells of its changes')
 })

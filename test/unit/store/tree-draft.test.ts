@@ -1,21 +1,25 @@
 import fc from 'fast-check'
 import t from 'tap'
 
+import { collect } from '../../../src/base/async.js'
 import { type DiskGeometry, chunkCount } from '../../../src/model/disk-tree.js'
 import type { TreeRoot } from '../../../src/model/recovery-point.js'
 import type { StoredChunks, TreeSide } from '../../../src/store/store-types.js'
 import { TreeEditor } from '../../../src/store/tree-draft.js'
+import { lookUpChunks } from '../../../src/store/tree-lookup.js'
 import { diffTrees, walkTree } from '../../../src/store/tree-walk.js'
 import { MemoryNodes } from '../../fakes/memory-nodes.js'
 
 const CHUNK = 65536
 
-/** What one chunk is: 0 hole, 1 zero, else the number that its id is made of. */
+/** What one chunk is: -1 as below, 0 hole, 1 zero, else the number that its id is made of. */
 type Flat = number[]
+
+const NUMBERS = { below: -1, hole: 0, zero: 1 } as const
 
 type Change =
   | { readonly kind: 'chunks'; readonly values: readonly (readonly [index: number, value: number])[] }
-  | { readonly kind: 'run'; readonly first: number; readonly count: number; readonly state: 'hole' | 'zero' }
+  | { readonly kind: 'run'; readonly first: number; readonly count: number; readonly state: keyof typeof NUMBERS }
 
 function idOf(value: number): Buffer {
   const id = Buffer.alloc(32, 0xaa)
@@ -60,7 +64,7 @@ async function flatten(nodes: MemoryNodes, side: TreeSide, from = 0): Promise<Fl
   for await (const run of walkTree(nodes, side, from)) {
     if (run.first !== from + flat.length) throw new Error(`a run at ${run.first} where ${from + flat.length} is next`)
     for (let at = 0; at < run.count; at++) {
-      flat.push(run.kind === 'data' ? Buffer.from(run.ids).readUInt32LE(32 * at) : run.kind === 'zero' ? 1 : 0)
+      flat.push(run.kind === 'data' ? Buffer.from(run.ids).readUInt32LE(32 * at) : NUMBERS[run.kind])
     }
   }
   return flat
@@ -69,10 +73,29 @@ async function flatten(nodes: MemoryNodes, side: TreeSide, from = 0): Promise<Fl
 function apply(flat: Flat, changes: readonly Change[]): Flat {
   const result = [...flat]
   for (const change of changes) {
-    if (change.kind === 'run') result.fill(change.state === 'zero' ? 1 : 0, change.first, change.first + change.count)
+    if (change.kind === 'run') result.fill(NUMBERS[change.state], change.first, change.first + change.count)
     else for (const [index, value] of change.values) result[index] = value
   }
   return result
+}
+
+const STATES = ['below', 'zero', 'hole'] as const
+
+/** Changes that make a disk of holes this one. */
+function fromScratch(flat: Flat): Change[] {
+  const changes: Change[] = []
+  let values: (readonly [number, number])[] = []
+  for (const [index, value] of flat.entries()) {
+    if (value === 0) continue
+    if (value === -1) {
+      changes.push({ kind: 'run', first: index, count: 1, state: 'below' })
+      values = []
+      continue
+    }
+    if (values.length === 0) changes.push({ kind: 'chunks', values })
+    values.push([index, value])
+  }
+  return changes
 }
 
 /** Ascending changes of a disk of `chunks` chunks. */
@@ -86,7 +109,9 @@ function changesFor(chunks: number): fc.Arbitrary<Change[]> {
       if (end === first) return []
       if (seed % 4 === 0) return []
       if (seed % 4 === 1)
-        return [{ kind: 'run', first, count: 1 + (seed % (end - first)), state: seed % 8 < 4 ? 'zero' : 'hole' }]
+        return [
+          { kind: 'run', first, count: 1 + (seed % (end - first)), state: STATES[seed % 5 < 2 ? 0 : (seed % 2) + 1]! },
+        ]
       const count = Math.min(end - first, 1 + (seed % 7))
       const values = Array.from({ length: count }, (_, n) => [first + n, 1 + ((seed + n) % 5)] as const)
       return [{ kind: 'chunks', values }]
@@ -121,7 +146,7 @@ t.test('a history of edits, growing and shrinking, reads as the same edits of a 
 
         // The same content has the same root, however it came about.
         const again = await edit(nodes, geometry, {
-          changes: [{ kind: 'chunks', values: [...wanted.entries()].filter(([, value]) => value > 0) }],
+          changes: fromScratch(wanted),
         })
         if (JSON.stringify(again.root) !== JSON.stringify(root)) throw new Error('another root for the same content')
         if (again.newNodes !== 0) throw new Error('new nodes for the same content')
@@ -148,7 +173,7 @@ async function checkDiff(
   const { a, b, flatA, flatB } = sides
   const found: number[] = []
   for await (const { first, count } of diffTrees(nodes, a, b)) for (let at = 0; at < count; at++) found.push(first + at)
-  const content = (flat: Flat, index: number) => Math.max(1, flat[index] ?? 0)
+  const content = (flat: Flat, index: number) => (flat[index] === -1 ? -1 : Math.max(1, flat[index] ?? 0))
   const wanted: number[] = []
   for (let index = 0; index < Math.max(flatA.length, flatB.length); index++) {
     if (content(flatA, index) !== content(flatB, index)) wanted.push(index)
@@ -196,6 +221,21 @@ t.test('1,000 scattered changes of a 1 TiB disk cost at most 2 % of a flat list'
 
   t.ok(first <= 0.02 * chunks * 32, `${first} bytes at first`)
   t.ok(nodes.bytes - first <= 0.02 * chunks * 32, `${nodes.bytes - first} bytes of the incremental`)
+})
+
+t.test('a disk of 16 TiB that is as the images below has no node, and is no hole', async t => {
+  const nodes = new MemoryNodes()
+  const geometry = { size: 2 ** 44, chunkSize: CHUNK }
+
+  const { root } = await edit(nodes, geometry, { changes: [{ kind: 'run', first: 0, count: 2 ** 28, state: 'below' }] })
+  const hole = { root: { kind: 'hole' }, geometry } as const
+  const runs = await collect(walkTree(nodes, { root, geometry }))
+
+  t.strictSame([root, nodes.bytes], [{ kind: 'below' }, 0])
+  t.strictSame(runs, [{ kind: 'below', first: 0, count: 2 ** 28 }])
+  t.strictSame(await collect(diffTrees(nodes, { root, geometry }, hole)), [{ first: 0, count: 2 ** 28 }])
+  const known = await lookUpChunks(nodes, { root, geometry }, Float64Array.of(0, 5))
+  t.strictSame([...known.zero], [2, 2])
 })
 
 t.test('a disk of 16 TiB that is one hole, or all zero, has no node', async t => {
