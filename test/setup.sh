@@ -36,6 +36,8 @@ packages=(
   "netcat-openbsd:carries libvirt and NBD over ssh"
   "iproute2:the network to that machine"
   "openssl:its certificates"
+  "tgt:an iSCSI target in user space"
+  "qemu-block-extra:QEMU's iSCSI"
   "sasl2-bin:users and passphrases of that libvirt"
   "libsasl2-modules:how they log in"
   "acl:rights for a user of it who is not root"

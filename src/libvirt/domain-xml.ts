@@ -116,13 +116,21 @@ function networkSource(source: XmlElement): ImageSource {
     return port === undefined ? place : `${place}:${port}`
   })
   const uri = `${protocol}://${hosts.join(',')}/${name}`
-  return { kind: 'network', protocol, name, uri, server: serverOf(source) }
+  const [tls, hostname] = [attributeOf(source, 'tls'), attributeOf(source, 'tlsHostname')]
+  return {
+    kind: 'network',
+    protocol,
+    name,
+    uri,
+    server: serverOf(source),
+    tls: tls === undefined ? undefined : { isOn: tls === 'yes', hostname },
+    initiator: attributeOf(childOf(childOf(source, 'initiator'), 'iqn'), 'name'),
+  }
 }
 
 function serverOf(source: XmlElement): NetworkServer | undefined {
   const [host, another] = childrenOf(source, 'host')
-  const isGuarded = attributeOf(source, 'tls') === 'yes' || childOf(source, 'auth') !== undefined
-  if (host === undefined || another !== undefined || isGuarded) return undefined
+  if (host === undefined || another !== undefined || childOf(source, 'auth') !== undefined) return undefined
   const [name, path] = [attributeOf(host, 'name'), attributeOf(host, 'socket')]
   switch (attributeOf(host, 'transport') ?? 'tcp') {
     case 'tcp':

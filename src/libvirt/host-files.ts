@@ -1,3 +1,5 @@
+import { readFile } from 'node:fs/promises'
+
 import { BackupError, messageOf } from '../base/errors.js'
 import type { DomainDescription } from '../model/domain.js'
 import type { QemuUser } from './capabilities-xml.js'
@@ -31,6 +33,8 @@ export interface HostFiles {
   freeSpace(files: readonly string[]): Promise<number | undefined>
   /** UEFI variables and the like; what cannot be read is a warning. */
   domainFiles(domain: DomainDescription, state: StateOfFiles): Promise<DomainFiles>
+  /** A small file of text; undefined where it is not there, or not for us. */
+  readText(path: string): Promise<string | undefined>
   /** undefined where it cannot be looked at. */
   probeImage(path: string, format: string, signal: AbortSignal): Promise<ProbedImage | undefined>
 }
@@ -49,6 +53,7 @@ export const LOCAL_FILES: HostFiles = {
   },
   freeSpace: freeSpaceFor,
   domainFiles: readDomainFiles,
+  readText: path => readFile(path, 'utf8').catch(() => undefined),
   probeImage,
 }
 
@@ -69,6 +74,7 @@ export const NO_FILES: HostFiles = {
   taken: () => Promise.resolve([]),
   freeSpace: () => Promise.resolve(undefined),
   domainFiles: (domain, state) => readDomainFiles(domain, state, outOfReach),
+  readText: () => Promise.resolve(undefined),
   probeImage: () => Promise.resolve(undefined),
 }
 
@@ -186,6 +192,10 @@ export function sshFiles(link: SshLink): HostFiles {
       return Number.isSafeInteger(least) ? least : undefined
     },
     domainFiles: (domain, state) => readDomainFiles(domain, state, reader),
+    readText: async path => {
+      const { code, stdout } = await link.run('cat -- "$1"', [path])
+      return code === 0 ? stdout.toString() : undefined
+    },
     probeImage: async (path, format, signal) => {
       const answer = await link.run(PROBE, [path, ...infoArguments(path, format)], signal)
       const [identity, ...json] = answer.stdout.toString().split('\n')

@@ -1,7 +1,7 @@
 import { BackupError } from '../base/errors.js'
 import type { StoredBitmap } from '../model/domain-now.js'
-import type { NetworkServer } from '../model/domain.js'
 import type { ImageTools } from './image-tools.js'
+import type { NetworkImage } from './network-images.js'
 
 /** libvirt itself stops at 200. */
 const MAX_LAYERS = 200
@@ -10,10 +10,10 @@ const WITH_BACKING: readonly string[] = ['qcow2', 'qed', 'vmdk']
 
 /** One image of a backing chain. */
 export interface ChainImage {
-  /** A URI where it is on an NBD server. */
+  /** A URI where it is on a server. */
   readonly path: string
-  /** The server, and the name of the export there. */
-  readonly nbd?: { readonly server: NetworkServer; readonly exportName: string } | undefined
+  /** Where it is on a server. */
+  readonly network?: NetworkImage | undefined
   /** What opens it, where it is encrypted with LUKS. */
   readonly key?: Uint8Array | undefined
   readonly isBlockDevice: boolean

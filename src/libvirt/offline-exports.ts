@@ -6,7 +6,6 @@ import type { StorageDaemon } from './storage-daemon.js'
 /** The formats whose images can lie on others; they must be told where the chain ends. */
 const WITH_BACKING: readonly string[] = ['qcow2', 'qed', 'vmdk']
 const MAX_CONNECTIONS = 100
-const NBD_PORT = '10809'
 
 /** A disk to be served, with what is known of its images. */
 export interface OfflineDisk {
@@ -100,30 +99,36 @@ function imageNode(chain: readonly ChainImage[], prefix: string, at: number): Re
     driver: isWhollyEncrypted ? 'luks' : image.format,
     'node-name': `${prefix}-${at}`,
     'read-only': true,
-    file: { ...fileNode(image), 'read-only': true },
+    file: { ...fileNode(image, credentialsName(prefix, at)), 'read-only': true },
     ...(isWhollyEncrypted ? { 'key-secret': key } : {}),
     ...(image.key !== undefined && !isWhollyEncrypted ? { encrypt: { format: 'luks', 'key-secret': key } } : {}),
     ...(WITH_BACKING.includes(image.format) ? { backing: imageNode(chain, prefix, at + 1) } : {}),
   }
 }
 
-function fileNode({ nbd, path, isBlockDevice }: ChainImage): Readonly<Record<string, unknown>> {
-  if (nbd === undefined) return { driver: isBlockDevice ? 'host_device' : 'file', filename: path }
-  const { server, exportName } = nbd
-  const place =
-    server.kind === 'unix'
-      ? { type: 'unix', path: server.path }
-      : { type: 'inet', host: server.host, port: server.port ?? NBD_PORT }
-  return { driver: 'nbd', server: place, export: exportName }
+function fileNode(
+  { network, path, isBlockDevice }: ChainImage,
+  credentials: string,
+): Readonly<Record<string, unknown>> {
+  if (network === undefined) return { driver: isBlockDevice ? 'host_device' : 'file', filename: path }
+  return network.certificates === undefined ? network.node : { ...network.node, 'tls-creds': credentials }
 }
 
-/** Over the daemon's standard input, as everything: nobody else sees them. */
+/** Over the daemon's standard input, as everything: nobody else sees them. Of TLS it is told where the files are. */
 async function addKeys(daemon: StorageDaemon, chain: readonly ChainImage[], prefix: string): Promise<void> {
-  for (const [at, { key }] of chain.entries()) {
+  for (const [at, { key, network }] of chain.entries()) {
+    if (network?.certificates !== undefined) {
+      const side = { dir: network.certificates, endpoint: 'client', 'verify-peer': true }
+      await daemon.execute('object-add', { 'qom-type': 'tls-creds-x509', id: credentialsName(prefix, at), ...side })
+    }
     if (key === undefined) continue
     const data = Buffer.from(key).toString('base64')
     await daemon.execute('object-add', { 'qom-type': 'secret', id: keyName(prefix, at), data, format: 'base64' })
   }
+}
+
+function credentialsName(prefix: string, at: number): string {
+  return `${prefix}-${at}-tls`
 }
 
 function keyName(prefix: string, at: number): string {

@@ -6,6 +6,7 @@ import { parseDomainXml } from './domain-xml.js'
 import { type Hypervisor, libvirtFailure } from './hypervisor.js'
 import { type ChainImage, readChain } from './image-chain.js'
 import type { ImageTools } from './image-tools.js'
+import { networkAccess } from './network-images.js'
 
 /** virDomainState and the reasons of VIR_DOMAIN_SHUTOFF. */
 const STATE_SHUTOFF = 5
@@ -79,13 +80,10 @@ export async function localPath(hypervisor: Hypervisor, source: ImageSource): Pr
 
 /** Why a disk cannot be read while its domain is off; undefined where it can. */
 export async function whyUnreadable(hypervisor: Hypervisor, disk: DomainDisk): Promise<string | undefined> {
-  const { source, encryption } = disk
+  const { source } = disk
   if (source.kind === 'network') {
-    if (source.protocol !== 'nbd') return `a network disk (${source.protocol}) is read only while its domain runs`
-    if (source.server === undefined)
-      return 'an NBD disk behind TLS, or on several servers, is read only while its domain runs'
-    if (encryption !== undefined || (disk.format ?? 'raw') !== 'raw')
-      return 'an NBD disk that is not raw is read only while its domain runs'
+    const { obstacle } = await networkAccess(hypervisor, source, disk)
+    if (obstacle !== undefined) return obstacle
   }
   return (await keyOf(hypervisor, disk)).obstacle
 }
@@ -123,9 +121,9 @@ export async function chainOf(
   const { disk, tools } = of
   const reason = await whyUnreadable(hypervisor, disk)
   const { source } = disk
-  if (reason === undefined && source.kind === 'network' && source.server !== undefined) {
-    const nbd = { server: source.server, exportName: source.name }
-    return [{ path: source.uri, nbd, isBlockDevice: false, format: 'raw', bitmaps: [] }]
+  if (source.kind === 'network') {
+    const { image: network } = await networkAccess(hypervisor, source, disk)
+    if (network !== undefined) return [{ path: source.uri, network, isBlockDevice: false, format: 'raw', bitmaps: [] }]
   }
   const path = await localPath(hypervisor, source)
   if (path === undefined || reason !== undefined) {

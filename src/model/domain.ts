@@ -53,8 +53,12 @@ export type ImageSource =
       readonly protocol: string
       readonly name: string
       readonly uri: string
-      /** The one server, where it is spoken to in the open and without a password. */
+      /** The one server, where it is spoken to without a password. */
       readonly server?: NetworkServer | undefined
+      /** What the domain says of TLS, and the name that the server's certificate must have; undefined: the host decides. */
+      readonly tls?: { readonly isOn: boolean; readonly hostname: string | undefined } | undefined
+      /** Who we are to an iSCSI server. */
+      readonly initiator?: string | undefined
     }
   /** Anything else, by libvirt's word for it: `dir`, `nvme`, `vhostuser`, ... */
   | { readonly kind: 'other'; readonly type: string }

@@ -1,4 +1,4 @@
-import { accessSync, constants } from 'node:fs'
+import { accessSync, constants, existsSync, readdirSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 
 /** What a test can need that may be absent, and how one finds out. */
@@ -6,6 +6,10 @@ const PARTS: Readonly<Record<string, () => boolean>> = {
   /** A private libvirtd needs root that may mount: see test/lab/lab.ts. */
   lab: () =>
     process.getuid?.() === 0 && ['libvirtd', 'virsh', 'qemu-system-x86_64', 'qemu-img', 'unshare'].every(onPath),
+  /** An iSCSI target without a kernel module, and QEMU's driver for it. */
+  iscsi: () =>
+    ['tgtd', 'tgtadm'].every(onPath) &&
+    readdirSync('/usr/lib').some(name => existsSync(`/usr/lib/${name}/qemu/block-iscsi.so`)),
   /** One that is another machine: test/lab/remote-lab.ts. */
   'remote-lab': () =>
     (PARTS['lab']?.() ?? false) && ['sshd', 'ssh', 'nc', 'ip', 'openssl', 'setfacl', 'saslpasswd2'].every(onPath),

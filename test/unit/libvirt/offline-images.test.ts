@@ -59,6 +59,8 @@ t.test('where only libvirt answers, nobody opens images, and the error says what
 
 t.test('why a disk of a domain that is off cannot be read is said in words', async t => {
   const hypervisor = {
+    uri: 'qemu:///system',
+    files: NO_FILES,
     call: () => Promise.reject(Object.assign(new Error('private'), { code: 'E_LIBVIRT', libvirtCode: 65 })),
   } as unknown as Hypervisor
   const disks = (xml: string) =>
@@ -71,10 +73,12 @@ t.test('why a disk of a domain that is off cannot be read is said in words', asy
 
   t.equal(await why(`protocol='nbd' name='it'>${unix}`), undefined)
   t.equal(await why(`protocol='nbd'><host name='h' port='10809'/>`), undefined)
-  t.match(await why(`protocol='nbd' tls='yes'><host name='h' port='10809'/>`), /TLS/)
+  t.match(await why(`protocol='nbd' tls='yes'><host name='h' port='10809'/>`), /TLS.*qemu.conf/)
+  t.match(await why(`protocol='rbd' name='p/i'><host name='h'/>`), /\(rbd\)/)
+  t.match(await why(`protocol='iscsi' name='iqn/1'><host name='h'/><auth username='u'/>`), /password/)
   t.match(await why(`protocol='nbd'>${unix}<host name='h'/>`), /several servers/)
   t.match(await why(`protocol='nbd'>${unix}`, 'qcow2'), /not raw/)
-  for (const protocol of ['rbd', 'iscsi', 'ssh', 'http', 'gluster', 'vxhs'])
+  for (const protocol of ['rbd', 'ssh', 'http', 'gluster', 'vxhs'])
     t.match(await why(`protocol='${protocol}' name='x'>`), new RegExp(`\\(${protocol}\\)`))
   const encrypted = (inside: string) =>
     `<disk type='file'><source file='/x'><encryption ${inside}</encryption></source><target dev='vda'/></disk>`
