@@ -4,16 +4,21 @@
  * pull is dead, and its traces on the hypervisor are removed. A pull that hangs is killed first: requests that
  * it has under way would hold up the end of its job, and the whole domain with it.
  */
+import { closeSync, openSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 
 import { systemClock } from '../base/clock.js'
 import { messageOf } from '../base/errors.js'
 import { cleanUpAfter, type GuardianOrders } from '../libvirt/guardian.js'
+import { isDomainGone } from '../libvirt/hypervisor.js'
 import { PullPulse } from '../libvirt/pull-pulse.js'
 import { isLocalUri } from '../model/libvirt-uri.js'
 import { native } from '../native/binding.js'
 import type { NativeVirtConnection, VirtConnectOptions, VirtEvent } from '../native/virt.js'
 
+/** An agent that hangs is asked again; after that nobody can help but its administrator. */
+const THAW_TRIES = 60
+const THAW_PAUSE_MS = 5_000
 /** A guest stays frozen no longer than this, even under a pull that is alive but stuck. */
 const FROZEN_LIMIT_MS = 10_000
 /** For two minutes or more; after that the next pull cleans up. */
@@ -47,14 +52,16 @@ async function main(): Promise<void> {
     orders = next
     clearTimeout(thawTimer)
     if (!next.frozen) continue
-    thawTimer = setTimeout(() => {
-      connection.fsThaw(next.domainUuid, []).catch((error: unknown) => {
-        process.stderr.write(`virtvault guardian: thaw failed: ${messageOf(error)}\n`)
-      })
-    }, FROZEN_LIMIT_MS)
+    const { domainUuid } = next
+    thawTimer = setTimeout(() => void thaw(connection, domainUuid, over.signal), FROZEN_LIMIT_MS)
   }
   clearTimeout(thawTimer)
   over.abort()
+  if (orders?.disarmed === true && orders.frozen) {
+    // The pull has ended, and could not thaw: what it froze, or an agent that hung freezes yet.
+    letGoOfOutput()
+    await thaw(connection, orders.domainUuid, new AbortController().signal)
+  }
   if (orders !== undefined && !orders.disarmed) {
     if (!(await connection.isAlive())) connection = await reconnected(access, connection)
     for (const done of await cleanUpAfter(orders, connection, systemClock)) {
@@ -62,6 +69,33 @@ async function main(): Promise<void> {
     }
   }
   await connection.close()
+}
+
+/** Until it has thawed something, or `signal` aborts, or it is no use to go on. Never rejects. */
+async function thaw(connection: NativeVirtConnection, domainUuid: string, signal: AbortSignal): Promise<void> {
+  for (let tries = 1; tries <= THAW_TRIES && !signal.aborted; tries++) {
+    try {
+      const thawed = await connection.fsThaw(domainUuid, [])
+      if (thawed > 0) process.stderr.write(`virtvault guardian: thawed ${domainUuid}\n`)
+      return
+    } catch (error) {
+      if (isDomainGone(error)) return
+      if (tries === 1) process.stderr.write(`virtvault guardian: thaw failed: ${messageOf(error)}; trying on\n`)
+    }
+    await systemClock.sleep(THAW_PAUSE_MS, signal).catch(() => undefined)
+  }
+}
+
+/** Whoever waits for the end of what the pull says must not wait for us. What libvirt prints goes nowhere then. */
+function letGoOfOutput(): void {
+  for (const fd of [1, 2]) {
+    try {
+      closeSync(fd)
+    } catch {
+      // It was closed before.
+    }
+  }
+  while (openSync('/dev/null', 'r+') < 2);
 }
 
 /** `pid` is our parent's; once it is not any more it is dead, and nobody else is killed in its place. */

@@ -91,7 +91,9 @@ export async function startGuardian(options: VirtConnectOptions, spare?: SpareGu
       clearInterval(beating)
       if (last !== undefined) send({ ...last, disarmed: true })
       child.stdin.end()
-      await ended
+      // One that goes on trying to thaw does so without us.
+      if (last?.frozen === true) child.unref()
+      else await ended
     },
   }
 }

@@ -11,7 +11,10 @@ export interface FreezeOutcome<T> {
 
 export interface FreezeOrder extends FreezePolicy {
   readonly domain: DomainRef
-  /** Told, and waited for, before freezing and after thawing: RELIABILITY.md F2. */
+  /**
+   * Told, and waited for, before freezing and after thawing: RELIABILITY.md F2. Not told of the latter where thawing failed, or
+   * where the agent may yet freeze.
+   */
   onFreeze(frozen: boolean): Promise<void>
 }
 
@@ -24,6 +27,9 @@ const DEFAULT_TIMEOUT = -1
 const INTERNAL_ERROR = 1
 /** VIR_ERR_ARGUMENT_UNSUPPORTED: "QEMU guest agent is not configured". */
 const NO_AGENT_CHANNEL = 74
+
+/** libvirt has one code for this and for an agent that hangs. */
+const NOT_CONNECTED = /agent is not connected/
 
 /**
  * Runs `begin` between freezing and thawing the domain's file systems, and
@@ -58,8 +64,9 @@ async function frozenAround<T>(
   const started = guest.now()
   const problem = await guest.freeze()
   if (problem !== undefined) {
-    await order.onFreeze(false)
-    return goOnWithout(order, problem, begin)
+    // An agent that hangs in its freeze does it when it wakes up: whoever was told goes on trying to thaw.
+    if (!problem.mayFreezeYet) await order.onFreeze(false)
+    return goOnWithout(order, problem.reason, begin)
   }
   let result: T
   try {
@@ -114,19 +121,25 @@ class GuestFileSystems {
   }
 
   /** undefined when frozen, else why not; then it was thawed again, in case the freeze happens late. */
-  async freeze(): Promise<string | undefined> {
+  async freeze(): Promise<{ readonly reason: string; readonly mayFreezeYet: boolean } | undefined> {
     try {
       if ((await this.#freezeOnce()) > 0) return undefined
-      return 'the guest agent found no file system to freeze'
+      return { reason: 'the guest agent found no file system to freeze', mayFreezeYet: false }
     } catch (error) {
       if (!isNativeFailure(error)) throw error
       // Without an agent channel nothing has been asked.
-      if (error.libvirtCode === NO_AGENT_CHANNEL) return 'it has no channel for a guest agent'
-      const late = await this.#thawOnce().then(
-        () => '',
-        (failure: unknown) => `; thawing, to be safe, failed as well: ${messageOf(failure)}`,
+      if (error.libvirtCode === NO_AGENT_CHANNEL) {
+        return { reason: 'it has no channel for a guest agent', mayFreezeYet: false }
+      }
+      const reason = messageOf(error)
+      return await this.#thawOnce().then(
+        () => ({ reason, mayFreezeYet: false }),
+        (failure: unknown) => ({
+          reason: `${reason}; thawing, to be safe, failed as well: ${messageOf(failure)}`,
+          // Nobody was there to be asked to freeze: nobody will.
+          mayFreezeYet: !isDomainGone(failure) && !NOT_CONNECTED.test(reason),
+        }),
       )
-      return messageOf(error) + late
     }
   }
 

@@ -1,10 +1,14 @@
 import type { Clock } from '../base/clock.js'
 import { messageOf } from '../base/errors.js'
+import { isDomainGone } from './hypervisor.js'
 import type { NativeVirtConnection } from '../native/virt.js'
 
 /** QEMU's and libvirt's own worst case for ending a job: LIBVIRT event worker waits 30 s per agent event. */
 const JOB_END_TIMEOUT_MS = 120_000
 const POLL_MS = 100
+/** With the agent's own time limits half a minute; then the job is ended, which needs no agent. */
+const THAW_TRIES = 3
+const THAW_PAUSE_MS = 2_000
 const STATE_PAUSED = 3
 const PAUSED_IOERROR = 5
 
@@ -49,9 +53,22 @@ export async function cleanUpAfter(
       done.push(`${what} failed: ${messageOf(error)}`)
     }
   }
-  if (orders.frozen) await attempt('thawed', async () => (await connection.fsThaw(orders.domainUuid, []), true))
+  if (orders.frozen) await attempt('thawed', () => thawPatiently(orders, connection, clock))
   await attempt('ended the backup job', () => endOwnJob(orders, connection, clock))
   return done
+}
+
+/** An agent may need a moment, as one that was killed and is started again. Rejects with its last failure. */
+async function thawPatiently(orders: GuardianOrders, connection: GuardedConnection, clock: Clock): Promise<boolean> {
+  for (let tries = 1; ; tries++) {
+    try {
+      await connection.fsThaw(orders.domainUuid, [])
+      return true
+    } catch (error) {
+      if (isDomainGone(error) || tries === THAW_TRIES) throw error
+      await clock.sleep(THAW_PAUSE_MS)
+    }
+  }
 }
 
 async function endOwnJob(orders: GuardianOrders, connection: GuardedConnection, clock: Clock): Promise<boolean> {

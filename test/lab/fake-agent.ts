@@ -2,8 +2,11 @@ import { rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { createInterface } from 'node:readline'
 
-/** What the agent does with a command: answers, never answers, closes the connection, or refuses. */
-export type AgentMood = 'answer' | 'hang' | 'die' | 'fail'
+/**
+ * What the agent does with a command: answers, never answers, closes the connection, refuses, or is busy with it, and with
+ * what comes after it, until wake().
+ */
+export type AgentMood = 'answer' | 'hang' | 'die' | 'fail' | 'stall'
 
 /**
  * A guest agent without a guest: enough of its protocol (JSON lines) to be
@@ -28,6 +31,8 @@ export class FakeAgent {
   readonly #path: string
   readonly #sockets = new Set<Socket>()
   #frozen = false
+  /** What waits for wake(), in order; undefined where nothing is waited for. */
+  #stalled: (() => void)[] | undefined
   #waiting: (() => void)[] = []
 
   private constructor(path: string) {
@@ -54,6 +59,14 @@ export class FakeAgent {
     while (this.#count(command) === before) await new Promise<void>(wake => this.#waiting.push(wake))
   }
 
+  /** Does what it was busy with, and what has come since, one after the other as an agent does. */
+  wake(): void {
+    const waiting = this.#stalled ?? []
+    this.#stalled = undefined
+    this.moods.clear()
+    for (const work of waiting) work()
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     for (const socket of this.#sockets) socket.destroy()
     await new Promise<void>(done => this.#server.close(() => done()))
@@ -76,11 +89,17 @@ export class FakeAgent {
   }
 
   #receive(socket: Socket, text: string): void {
+    if (this.#stalled !== undefined) {
+      this.#stalled.push(() => this.#receive(socket, text))
+      return
+    }
     const { execute, arguments: args } = JSON.parse(text) as { execute: string; arguments?: { id?: number } }
     const isSync = execute === 'guest-sync' || execute === 'guest-sync-delimited'
-    if (!isSync) this.commands.push(execute)
-    for (const wake of this.#waiting.splice(0)) wake()
     const mood = this.moods.get(execute) ?? 'answer'
+    if (mood === 'stall') this.#stalled = [() => this.#receive(socket, text)]
+    if (!isSync && mood !== 'stall') this.commands.push(execute)
+    for (const wake of this.#waiting.splice(0)) wake()
+    if (mood === 'stall') return
     if (mood === 'hang') return
     if (mood === 'die') {
       socket.destroy()
