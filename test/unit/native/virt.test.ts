@@ -191,7 +191,9 @@ t.test('two hundred connections leave no thread, descriptor or memory behind', a
   // A thread has said its last word a moment before the kernel forgets it.
   t.ok(count('task') <= before.tasks + 5, `${count('task')} threads, ${before.tasks} before`)
   const grown = (process.memoryUsage.rss() - before.rss) / 2 ** 20
-  t.ok(grown < 16, `memory grew by ${grown.toFixed(1)} MiB`)
+  // AddressSanitizer holds 256 MiB of what was freed back.
+  const most = process.env['ASAN_OPTIONS'] === undefined ? 16 : 272
+  t.ok(grown < most, `memory grew by ${grown.toFixed(1)} MiB`)
 })
 
 t.test('a thread of Node that ends with calls under way takes nothing down', async t => {
