@@ -268,6 +268,8 @@ function explained(
   const hint =
     files.length === 0
       ? `nothing of this restore is left on ${host}: run it again`
-      : `unless ${host} has removed them by itself, these files are left there (${messageOf(left[0]?.error)}):   rm ${files.join(' ')}`
-  return new BackupError(errorCodeOf(error), messageOf(error), { why: known?.why, hints: [hint], cause: error })
+      : `unless ${host} has removed them by itself, these files may be left there (${messageOf(left[0]?.error)}):   rm ${files.join(' ')}`
+  // Not that there is TLS for the disks: nothing could be written that way.
+  const hints = [...(known?.hints.filter(text => !text.includes('--tls')) ?? []), hint]
+  return new BackupError(errorCodeOf(error), messageOf(error), { why: known?.why, hints, cause: error })
 }

@@ -36,7 +36,7 @@ refuse_taken "$1" "$2"`
 
 const REMOVE = 'rm -f -- "$@"'
 
-/** What happened to files over there that nobody needs any more, for the user. */
+/** Told of files over there that nobody needs any more, and that are left, or may be. */
 export type RemoteLeftovers = (files: readonly string[], error: unknown) => void
 
 /**
@@ -127,14 +127,15 @@ export class RemoteImages implements ImageFactory {
     file: Pick<ImageFileOptions, 'path' | 'force' | 'owner' | 'mode' | 'size'> & { readonly truncate?: boolean },
   ): Promise<number> {
     const { path, owner, mode, size } = file
-    const answer = await this.#machine.run(COMMIT, [
-      temporary,
-      path,
-      forced(file),
-      owner === undefined ? '' : `${owner.uid}:${owner.gid}`,
-      (mode ?? 0o600).toString(8),
-      file.truncate === true ? String(size) : '',
-    ])
+    const ownerWord = owner === undefined ? '' : `${owner.uid}:${owner.gid}`
+    const args = [temporary, path, forced(file), ownerWord, (mode ?? 0o600).toString(8)]
+    const answer = await this.#machine
+      .run(COMMIT, [...args, file.truncate === true ? String(size) : ''])
+      .catch((error: unknown) => {
+        // Whether it has the name by now nobody knows, nor whose file that is.
+        this.#onLeft([path], error)
+        throw error
+      })
     if (answer.code !== 0) throw failureOf(this.#machine.host, path, answer)
     // What it replaced cannot be brought back.
     if (file.force !== true) this.#named.push(path)

@@ -15,8 +15,8 @@ const MAX_COMPLAINT = 4_000
 /**
  * Serves and stops as it is told by lines of its standard input, which are ours
  * alone; at their end, however that comes, it ends every server in order, and
- * removes temporary images and its directory. A child's end is seen by its `.end` file, since
- * `kill -0` finds zombies.
+ * removes temporary images and its directory. A child's end is seen by its
+ * `.end` file, since `kill -0` finds zombies.
  */
 const SUPERVISOR = `
 serve() {
@@ -141,11 +141,15 @@ export class RemoteServers implements AsyncDisposable {
     }
   }
 
-  async #present(): Promise<Supervisor> {
-    const present = await this.#supervisor?.catch(() => undefined)
-    if (present?.isAlive === true) return present
-    this.#supervisor = this.#start()
-    return await this.#supervisor
+  /** The session that is alive, or a new one. */
+  #present(): Promise<Supervisor> {
+    const before = this.#supervisor
+    const present = async () => {
+      const known = await before?.catch(() => undefined)
+      return known?.isAlive === true ? known : await this.#start()
+    }
+    this.#supervisor = present()
+    return this.#supervisor
   }
 
   async #start(): Promise<Supervisor> {

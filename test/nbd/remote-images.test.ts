@@ -195,6 +195,28 @@ t.test('what cannot be removed is told, once for all', needs, async t => {
   t.equal(calls, 1, 'each would wait as long again')
 })
 
+t.test('a connection lost while a name is given: what may have it is told, and not removed', needs, async t => {
+  const { folder, machine, left } = setUp(t)
+  const lost: RemoteMachine = {
+    ...machine,
+    run: async (script, args) => {
+      const answer = await machine.run(script, args)
+      if (!script.includes('chmod')) return answer
+      throw Object.assign(new Error('cut'), { code: 'E_UNREACHABLE' })
+    },
+  }
+  const images = new RemoteImages(lost, files => left.push(...files))
+  const path = join(folder, 'vda.raw')
+  {
+    await using image = await images.create(spec(path), never)
+    await t.rejects(image.commit(never), { code: 'E_UNREACHABLE' })
+  }
+  await images.undo()
+
+  t.strictSame(left, [path])
+  t.strictSame(readdirSync(folder), ['vda.raw'])
+})
+
 t.test('directories: what was made is taken back where it is empty, and may be passed through', needs, async t => {
   const { folder, machine } = setUp(t)
   const directories = new RemoteDirectories(machine)
