@@ -1,4 +1,5 @@
 import { readdirSync, statSync } from 'node:fs'
+import { mkdir, open, rename, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -25,7 +26,12 @@ interface Answer {
       readonly point: string
       readonly mode: string
       readonly warnings: { readonly code: string; readonly message: string }[]
-      readonly disks: { readonly mode: string; readonly read_bytes: number; readonly new_bytes: number }[]
+      readonly disks: {
+        readonly mode: string
+        readonly read_bytes: number
+        readonly new_bytes: number
+        readonly left_out?: { readonly images: { readonly path: string }[] }
+      }[]
     }[]
   }
 }
@@ -88,6 +94,13 @@ class DepthLab implements AsyncDisposable {
     return domain
   }
 
+  /** What the disk holds, as the lab itself has noted it; whatever images there are. */
+  async truth(domain: LabDomain, name: string): Promise<string> {
+    const path = this.lab.path(`truth-${name}.raw`)
+    await run('cp', ['--sparse=always', domain.disk('vda').shadow, path])
+    return path
+  }
+
   base(domain: LabDomain): string {
     return `${domain.disk('vda').shadow}.base`
   }
@@ -108,6 +121,15 @@ class DepthLab implements AsyncDisposable {
     const { code, json } = await this.run('restore', `${name}@latest`, '--to', to, ...words)
     if (code !== 0) throw new Error(JSON.stringify(json))
     return join(to, words.includes('raw') ? 'vda.raw' : 'vda.qcow2')
+  }
+
+  /** The code and the hints of a restore that is refused. */
+  async refused(...words: readonly string[]): Promise<{ readonly code: string; readonly text: string }> {
+    const { json } = await this.run(...words)
+    return {
+      code: json.error?.code ?? 'none',
+      text: [json.error?.message, json.error?.why, ...(json.error?.hints ?? [])].join('\n'),
+    }
   }
 
   /** Of all packs: what the store has of payload. */
@@ -185,3 +207,229 @@ for (const state of ['running', 'shut off'] as const) {
     t.strictSame([left.jobs, left.files], [[], []])
   })
 }
+
+t.test(
+  'a chain of three: a depth leaves out two images or one, and a snapshot between points none more',
+  requires('lab'),
+  async t => {
+    await using it = await DepthLab.start()
+    const domain = await it.chained('web01')
+    await change(domain, 40)
+    await it.lab.virsh('snapshot-create-as', domain.uuid, 'second', '--disk-only', '--no-metadata')
+    await domain.start()
+    await domain.write('vda', 5 * MIB, 64 * KIB, { seed: 50 })
+    const truth = await it.truth(domain, 'first')
+
+    for (const [depth, images] of [
+      ['1', [domain.disk('vda').path, it.base(domain)]],
+      ['-2', [domain.disk('vda').path, it.base(domain)]],
+      ['2', [it.base(domain)]],
+      ['-1', [it.base(domain)]],
+    ] as const) {
+      const pulled = await it.pull('web01', '--depth', depth)
+      t.strictSame(
+        pulled.disk.left_out?.images.map(({ path }) => path),
+        images,
+        depth,
+      )
+      t.equal(await it.difference('web01', truth), undefined, `${depth}, overlay`)
+      t.equal(await it.difference('web01', truth, '--flatten'), undefined, `${depth}, flattened`)
+    }
+    t.ok(it.storedBytes() < MIB, `the store has ${it.storedBytes()} bytes`)
+
+    await it.lab.virsh('snapshot-create-as', domain.uuid, 'third', '--disk-only', '--no-metadata')
+    await change(domain, 60)
+    const later = await it.truth(domain, 'later')
+    const next = await it.pull('web01', '--depth', '-1')
+
+    t.strictSame([next.mode, next.codes], ['incremental', []])
+    t.equal(await it.difference('web01', later), undefined)
+    const other = await it.pull('web01', '--depth', '1')
+    t.strictSame([other.mode, other.codes, other.code], ['full', ['W_DISK_CHANGED'], 0], 'more is left out')
+    t.equal(await it.difference('web01', later), undefined)
+    const all = await it.pull('web01')
+    t.strictSame(
+      [all.mode, all.codes, all.disk.left_out],
+      ['full', ['W_DISK_CHANGED'], undefined],
+      'nothing is left out',
+    )
+    t.equal(await it.difference('web01', later), undefined)
+  },
+)
+
+t.test(
+  'domains on one image leave it out, by the configuration and by their own metadata',
+  requires('lab'),
+  async t => {
+    await using it = await DepthLab.start()
+    const first = await it.chained('web01')
+    const second = await it.lab.domain({ name: 'web02', disks: [{ target: 'vda', size: SIZE }] })
+    // The second on the first one's image, as a clone of a template is.
+    const { path, shadow } = second.disk('vda')
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', it.base(first), '-F', 'qcow2', path])
+    await run('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', it.base(first), shadow])
+    await first.start()
+    await change(first, 70)
+    await change(second, 80)
+    const config = it.lab.path('config.yml')
+    await writeFile(config, `groups:\n  web:\n    hosts:\n      - web01\n      - web02\n    depth: -1\n`)
+
+    const both = await it.run('backup', 'pull', '--group', 'web', '--no-quiesce', '--config', config)
+
+    t.equal(both.code, 0, JSON.stringify(both.json))
+    t.ok(it.storedBytes() < 2 * MIB, `the store has ${it.storedBytes()} bytes`)
+    for (const domain of [first, second]) {
+      const truth = await it.truth(domain, domain.name)
+      t.equal(await it.difference(domain.name, truth), undefined, domain.name)
+      t.equal(await it.difference(domain.name, truth, '--format', 'raw'), undefined, `${domain.name}, raw`)
+    }
+
+    t.equal((await it.run('job', 'set', 'web01', '--depth', '-1')).code, 0)
+    t.ok((await it.pull('web01')).disk.left_out !== undefined, 'by its metadata')
+    t.strictSame((await it.pull('web01', '--depth', '0')).disk.left_out, undefined, 'a flag stands above it')
+  },
+)
+
+t.test(
+  'an image below that has changed makes the disk be read in full, whatever its size and time say',
+  requires('lab'),
+  async t => {
+    await using it = await DepthLab.start()
+    const domain = await it.chained('web01')
+    await change(domain, 20)
+    await it.pull('web01', '--depth', '-1')
+    const base = it.base(domain)
+    const before = statSync(base)
+
+    await run('qemu-io', ['-f', 'qcow2', '-c', `write -P 0x77 ${6 * MIB} 65536`, base])
+    await domain.disk('vda').changeShadow([{ kind: 'write', offset: 6 * MIB, length: 64 * KIB, fill: 0x77 }])
+    const truth = await it.truth(domain, 'changed')
+    const again = await it.pull('web01', '--depth', '-1')
+
+    t.strictSame([again.mode, again.codes], ['full', ['W_DISK_CHANGED']])
+    t.equal(await it.difference('web01', truth), undefined)
+    const older = await it.refused('restore', 'web01@~1', '--to', it.lab.path('older'))
+    t.match(older, { code: 'E_REFUSED', text: /holds something else/ })
+
+    // Behind everybody's back: size, inode and time are what they were.
+    const now = statSync(base)
+    await run('qemu-io', ['-f', 'qcow2', '-c', `write -P 0x78 ${6 * MIB} 65536`, base])
+    await domain.disk('vda').changeShadow([{ kind: 'write', offset: 6 * MIB, length: 64 * KIB, fill: 0x78 }])
+    // In the middle of the millisecond: it goes through a floating-point number of seconds.
+    await utimes(base, now.atimeMs / 1000, (Math.floor(now.mtimeMs) + 0.5) / 1000)
+    const full = await it.pull('web01', '--depth', '-1', '--mode', 'full')
+    t.ok(full.codes.includes('W_DISK_CHANGED'), full.codes.join())
+    t.equal(await it.difference('web01', await it.truth(domain, 'hidden')), undefined)
+    t.ok(before.ino === now.ino)
+  },
+)
+
+t.test('a disk grown beyond its image, or shrunk and grown again, comes back to the byte', requires('lab'), async t => {
+  await using it = await DepthLab.start()
+  const domain = await it.chained('web01')
+  await domain.start()
+  await it.pull('web01', '--depth', '-1')
+  await domain.resize('vda', SIZE + 3 * MIB + 512)
+  await domain.write('vda', SIZE + MIB, 64 * KIB, { seed: 5 })
+  const grown = await it.pull('web01', '--depth', '-1')
+  t.strictSame([grown.mode, grown.codes], ['incremental', []])
+  const truth = await it.truth(domain, 'grown')
+  t.equal(await it.difference('web01', truth), undefined)
+  t.equal(await it.difference('web01', truth, '--flatten'), undefined)
+
+  await domain.resize('vda', 4 * MIB)
+  await domain.resize('vda', SIZE)
+  const cut = await it.pull('web01', '--depth', '-1')
+  t.match(cut.codes, ['W_CHAIN'])
+  const shrunk = await it.truth(domain, 'shrunk')
+  t.equal(await it.difference('web01', shrunk), undefined)
+  t.equal(await it.difference('web01', shrunk, '--flatten'), undefined)
+})
+
+t.test('restore asks for the image that is left out, and takes no other', requires('lab'), async t => {
+  await using it = await DepthLab.start()
+  const domain = await it.chained('web01')
+  await change(domain, 20)
+  await it.pull('web01', '--depth', '-1')
+  const truth = await it.truth(domain, 'moved')
+  const moved = it.lab.path('elsewhere.qcow2')
+  await rename(it.base(domain), moved)
+
+  const none = await it.refused('restore', 'web01@latest', '--to', it.lab.path('none'))
+  t.match(none, { code: 'E_NOT_FOUND', text: new RegExp(it.base(domain)) })
+  t.match(none.text, /--backing vda=/)
+  t.equal(await it.difference('web01', truth, '--backing', moved), undefined)
+  t.equal(await it.difference('web01', truth, '--backing', `vda=${moved}`, '--flatten'), undefined)
+  const copy = it.lab.path('compressed.qcow2')
+  await run('qemu-img', ['convert', '-c', '-f', 'qcow2', '-O', 'qcow2', moved, copy])
+  t.equal(await it.difference('web01', truth, '--backing', copy), undefined, 'a copy that holds the same')
+
+  await run('qemu-io', ['-f', 'qcow2', '-c', 'write -P 1 7m 512', copy])
+  const wrong = await it.refused('restore', 'web01@latest', '--to', it.lab.path('wrong'), '--backing', copy)
+  t.match(wrong, { code: 'E_REFUSED', text: /holds something else/ })
+  const small = it.lab.path('small.qcow2')
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', small, '8M'])
+  const other = await it.refused('restore', 'web01@latest', '--to', it.lab.path('small'), '--backing', small)
+  t.match(other, { code: 'E_REFUSED', text: /8388608/ })
+  t.match(
+    await it.refused('restore', 'web01@latest', '--to', it.lab.path('w'), '--force', '--backing', copy),
+    { code: 'E_REFUSED' },
+    'force is for images that are there',
+  )
+  const taken = await it.run(
+    'restore',
+    'web01@latest',
+    '--to',
+    it.lab.path('taken'),
+    '--backing',
+    copy,
+    '--trust-backing',
+  )
+  t.match([taken.code, JSON.stringify(taken.json)], [0, /not what the point leaves out/])
+
+  await rename(moved, it.base(domain))
+  for (const words of [
+    ['export', 'web01@latest', '--once'],
+    ['files', 'web01@latest:vda/'],
+    ['restore', 'web01@latest', '--in-place', '--yes'],
+    ['verify', 'web01', '--level', 'boot'],
+  ]) {
+    t.match(await it.refused(...words), { code: 'E_UNSUPPORTED', text: /--backing vda=/ }, words.join(' '))
+  }
+})
+
+t.test('a lost node that says what is below stops a restore, and is told of by verify', requires('lab'), async t => {
+  await using it = await DepthLab.start()
+  const domain = await it.chained('web01')
+  await change(domain, 20)
+  await it.pull('web01', '--depth', '-1')
+  const packs = it.lab.path('store/packs')
+  for (const name of readdirSync(packs, { recursive: true, encoding: 'utf8' }).filter(path => path.endsWith('.pack'))) {
+    await using file = await open(join(packs, name), 'r+')
+    const header = Buffer.alloc(96)
+    await file.read(header, 0, 96, 0)
+    if (header[10] !== 2) continue
+    const { size } = await file.stat()
+    const bytes = Buffer.alloc(size)
+    await file.read(bytes, 0, size, 0)
+    // Kind 2 is a node; its payload is not what it was.
+    for (let at = bytes.indexOf('VVR1'); at >= 0; at = bytes.indexOf('VVR1', at + 1)) {
+      if (bytes[at + 4] === 2) await file.write(Buffer.alloc(8, 0xff), 0, 8, at + 64)
+    }
+  }
+
+  t.match(await it.refused('restore', 'web01@latest', '--to', it.lab.path('damaged')), { code: 'E_DAMAGED' })
+  t.equal((await it.run('verify', 'web01', '--level', 'data')).code, 7)
+  await mkdir(it.lab.path('kept'))
+  const kept = await it.run('restore', 'web01@latest', '--to', it.lab.path('kept'), '--allow-damaged')
+  t.equal(kept.code, 7)
+  const image = it.lab.path('kept/vda.damaged.qcow2')
+  t.equal(await imageDamage(image), undefined)
+  const zeros = it.lab.path('zeros.raw')
+  await run('truncate', ['--size', String(SIZE), zeros])
+  t.equal(
+    await imageDifference({ path: image, format: 'qcow2' }, { path: zeros, format: 'raw' }),
+    undefined,
+    'what is lost reads as zeros, not as what is below',
+  )
+})
