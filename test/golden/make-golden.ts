@@ -11,6 +11,7 @@ import { dirname, join } from 'node:path'
 
 import type { Clock } from '../../src/base/clock.js'
 import type { RandomSource } from '../../src/base/random.js'
+import { contentIdOf } from '../../src/jobs/content-id.js'
 import { type DiskGeometry, chunkLength } from '../../src/model/disk-tree.js'
 import type { PointContents, PointDisk, RecoveryPoint } from '../../src/model/recovery-point.js'
 import { KeyRing } from '../../src/store/key-ring.js'
@@ -18,7 +19,7 @@ import type { PointDraft, TreeSide } from '../../src/store/store-types.js'
 import { Store } from '../../src/store/store.js'
 import { MemoryProvider } from '../fakes/memory-provider.js'
 import { SimulatedFs } from '../fakes/simulated-fs.js'
-import { GOLDEN_PASSPHRASES, sha256 } from './golden.js'
+import { GOLDEN_PASSPHRASES, goldenBase, memoryDisk, sha256 } from './golden.js'
 
 const ROOT = '/golden'
 const CHUNK = 64 * 1024
@@ -30,8 +31,8 @@ const SYSTEM_DISK: DiskGeometry = { size: 300 * CHUNK + 4608, chunkSize: CHUNK }
 const CHEAP = { cost: 2 ** 14, blockSize: 8, parallelism: 1 }
 const never = new AbortController().signal
 
-/** What a chunk holds: bytes that compress, that do not, zeroes, or nothing. */
-type Content = number | 'noise' | 'zero' | 'hole'
+/** What a chunk holds: bytes that compress, that do not, zeroes, nothing, or what the image below does. */
+type Content = number | 'noise' | 'zero' | 'hole' | 'below'
 type Changes = readonly (readonly [index: number, content: Content])[]
 
 /** Bytes from a counter. */
@@ -203,13 +204,106 @@ async function fill(store: Store, clock: Clock): Promise<string[]> {
   return sums.sort()
 }
 
+/** A full and an incremental point of disks on goldenBase(). */
+async function fillBelow(store: Store, clock: Clock): Promise<string[]> {
+  const base = goldenBase()
+  const below = {
+    contentId: await contentIdOf(memoryDisk(base), () => undefined, never),
+    images: [
+      {
+        path: '/images/template.qcow2',
+        format: 'qcow2',
+        virtualSize: base.length,
+        fileBytes: 458752,
+        modified: START,
+        identity: '64768:131',
+      },
+      {
+        path: '/dev/vg/seed',
+        format: 'raw',
+        virtualSize: base.length,
+        fileBytes: undefined,
+        modified: undefined,
+        identity: undefined,
+      },
+    ],
+  }
+  const edit = async (draft: PointDraft, changes: Changes, parent?: TreeSide) => {
+    const tree = draft.tree(SYSTEM_DISK, parent)
+    let next = 0
+    for (const [index, content] of changes) {
+      if (parent === undefined && index > next) await tree.putRun(next, index - next, 'below')
+      if (content === 'below' || content === 'hole') {
+        await tree.putRun(index, 1, content)
+      } else {
+        const bytes = bytesOf(content, index, chunkLength(SYSTEM_DISK, index))
+        await tree.putChunks(
+          Float64Array.of(index),
+          await draft.storeChunks(bytes, Uint32Array.of(0, bytes.length), never),
+        )
+      }
+      next = index + 1
+    }
+    if (parent === undefined) await tree.putRun(next, 301 - next, 'below')
+    return (await tree.finish()).root
+  }
+  const make = async (mode: 'full' | 'incremental', changes: Changes, before?: RecoveryPoint) =>
+    await point(store, async draft => {
+      const root = before?.disks[0]?.root
+      const parent = root === undefined ? undefined : { root, geometry: SYSTEM_DISK }
+      const contents = contentsOf('klon', DATABASE, {
+        time: clock.now(),
+        disks: [
+          { ...diskOf('vda', SYSTEM_DISK.size, await edit(draft, changes, parent)), below },
+          { ...diskOf('vdb', base.length, { kind: 'below' }), below },
+        ],
+        blobs: [],
+      })
+      return { ...contents, mode, parent: before?.id }
+    })
+  const first = await make('full', BELOW_FULL)
+  const second = await make('incremental', BELOW_INCREMENT, first)
+  const start = Buffer.alloc(SYSTEM_DISK.size)
+  base.copy(start)
+  const full = diskAfter(SYSTEM_DISK, BELOW_FULL, start)
+  const later = diskAfter(
+    SYSTEM_DISK,
+    BELOW_INCREMENT.filter(([, content]) => content !== 'below'),
+    full,
+  )
+  for (const [index, content] of BELOW_INCREMENT) {
+    if (content === 'below') start.copy(later, index * CHUNK, index * CHUNK, (index + 1) * CHUNK)
+  }
+  return [
+    `${sha256(full)}  ${first.id}/vda`,
+    `${sha256(later)}  ${second.id}/vda`,
+    `${sha256(base)}  ${first.id}/vdb`,
+    `${sha256(base)}  ${second.id}/vdb`,
+  ].sort()
+}
+
+/** Zeros over data, data over data and over zeros; the last node of the disk is all as below. */
+const BELOW_FULL: Changes = [
+  [1, 'zero'],
+  [2, 'noise'],
+  [130, 1],
+  [250, 1],
+]
+/** As below again, and where the image below has ended. */
+const BELOW_INCREMENT: Changes = [
+  [2, 'below'],
+  [5, 'hole'],
+  [127, 2],
+  [299, 2],
+]
+
 async function makeStore(
-  kind: 'plain' | 'encrypted',
+  kind: 'plain' | 'encrypted' | 'below',
 ): Promise<{ readonly files: Map<string, Buffer>; readonly sums: string[] }> {
   const fs = new SimulatedFs()
   const parts = { fs, clock: fixedClock(), random: seededRandom(`golden ${kind}`) }
   const [passphrase, second] = GOLDEN_PASSPHRASES
-  const encryption = kind === 'plain' ? undefined : { passphrase, label: 'init', cost: CHEAP }
+  const encryption = kind !== 'encrypted' ? undefined : { passphrase, label: 'init', cost: CHEAP }
   await Store.init(ROOT, { ...parts, chunkSize: CHUNK, level: 3, encryption })
   if (encryption !== undefined) {
     await using ring = await KeyRing.of(ROOT, { ...parts, cost: CHEAP })
@@ -221,12 +315,13 @@ async function makeStore(
     index: new MemoryProvider(),
     passphrase: { isExpected: kind === 'encrypted', ask: () => Promise.resolve(passphrase) },
   })
-  return { sums: await fill(store, parts.clock), files: fs.files() }
+  const sums = kind === 'below' ? await fillBelow(store, parts.clock) : await fill(store, parts.clock)
+  return { sums, files: fs.files() }
 }
 
 const [, , target] = process.argv
 if (target === undefined) throw new Error('usage: make-golden DIRECTORY')
-for (const kind of ['plain', 'encrypted'] as const) {
+for (const kind of ['plain', 'encrypted', 'below'] as const) {
   const { files, sums } = await makeStore(kind)
   for (const [path, bytes] of files) {
     if (path.endsWith('.lock')) continue

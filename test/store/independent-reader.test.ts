@@ -7,7 +7,15 @@ import { promisify } from 'node:util'
 import t from 'tap'
 
 import { Store } from '../../src/store/store.js'
-import { FIXTURES, GOLDEN_PASSPHRASES, GOLDEN_STORES, sha256, sumsOf } from '../golden/golden.js'
+import {
+  FIXTURES,
+  GOLDEN_BELOW,
+  GOLDEN_PASSPHRASES,
+  GOLDEN_STORES,
+  goldenBase,
+  sha256,
+  sumsOf,
+} from '../golden/golden.js'
 import { requires } from '../harness/requires.js'
 import { CHEAP_SCRYPT, CHUNK, given, pull } from './harness.js'
 
@@ -47,6 +55,27 @@ for (const name of GOLDEN_STORES) {
     t.equal(`${sums.join('\n')}\n`, readFileSync(join(FIXTURES, `${name}.sha256`), 'utf8'))
   })
 }
+
+t.test(
+  'the reader restores what leaves out an image with that image, and with no other',
+  requires('python3'),
+  async t => {
+    const location = join(FIXTURES, GOLDEN_BELOW)
+    const folder = t.testdir({ base: goldenBase(), other: goldenBase().fill(1, 0, 1) })
+    const out = join(folder, 'out')
+    const wanted = readFileSync(join(FIXTURES, `${GOLDEN_BELOW}.sha256`), 'utf8')
+      .trimEnd()
+      .split('\n')
+
+    for (const line of wanted) {
+      const [sum, id = '', disk = ''] = line.split(/ {2}|\//)
+      await read(['restore', location, id, disk, out, join(folder, 'base')])
+      t.equal(sha256(readFileSync(out)), sum, line)
+      await t.rejects(read(['restore', location, id, disk, out]), { message: /template.qcow2.*name a raw copy/ })
+      await t.rejects(read(['restore', location, id, disk, out, join(folder, 'other')]), { message: /does not hold/ })
+    }
+  },
+)
 
 t.test('the reader takes any passphrase and an exported key, and refuses a wrong one', requires('python3'), async t => {
   const location = join(FIXTURES, 'store-v1-encrypted')
