@@ -198,7 +198,16 @@ export class SshLink implements AsyncDisposable {
   }
 
   #throughMaster(master: SshMaster): readonly string[] {
-    return [...sshOptionsOf(this.#uri).options, '-o', 'ControlMaster=no', '-S', master.control, ...QUIET]
+    return [
+      ...sshOptionsOf(this.#uri).options,
+      '-o',
+      'ControlMaster=no',
+      '-o',
+      'BatchMode=yes',
+      '-S',
+      master.control,
+      ...QUIET,
+    ]
   }
 
   async #tunnel(remote: string): Promise<NbdAddress> {

@@ -13,12 +13,17 @@ const BEATS_PER_LEASE = 4
  * What runs at the remote end of the master: it says its process id, and ends
  * with us, however we end: when its standard input does or, as after a power
  * cut here, which sshd would not notice for hours, when no sign of life came
- * for so many seconds. A login shell reads it, whichever that is.
+ * for so many seconds. A login shell reads it, whichever that is:
+ * one line, without what csh or fish take for something else.
  */
 export function greeter(leaseSeconds: number): string {
-  return `exec sh -c 'echo "ready $$."
-command -v timeout >/dev/null && command -v head >/dev/null || exec cat >/dev/null
-while [ -n "$(timeout ${leaseSeconds} head -n 1)" ]; do :; done'`
+  const steps = [
+    'echo "ready $$."',
+    // Where there is no such program, or an old one of BusyBox: without a lease.
+    'timeout 9 true >/dev/null 2>&1 || exec cat >/dev/null',
+    `while [ -n "$(timeout ${leaseSeconds} head -n 1)" ]; do :; done`,
+  ]
+  return `exec sh -c '${steps.join('; ')}'`
 }
 
 /** A multiplexing ssh process that runs the greeter. */
