@@ -14,6 +14,8 @@ export interface InstantState {
   /** Where the domain's overlays expect the export. */
   readonly socket: string
   readonly disks: readonly InstantDisk[]
+  /** What is put beside the disks before the domain is defined: UEFI variables, TPM state, kernels. */
+  readonly files: readonly string[]
   /** A definition whose disks are as they shall be when the domain needs its export no more. */
   readonly hydratedXml: string
   /** false: no domain has written to the overlays yet. */
@@ -52,6 +54,7 @@ export function decodeInstantState(bytes: Uint8Array): InstantState {
       connect: fields['connect'] === undefined ? undefined : text(fields, 'connect'),
       socket: text(fields, 'socket'),
       disks: disks.map(disk => ({ target: text(record(disk), 'target'), image: text(record(disk), 'image') })),
+      files: texts(fields['files']),
       hydratedXml: text(fields, 'hydratedXml'),
       // States of before this was noted are of domains that run.
       started: fields['started'] !== false,
@@ -70,4 +73,14 @@ function text(fields: Readonly<Record<string, unknown>>, name: string): string {
   const value = fields[name]
   if (typeof value !== 'string') throw new Error(`${name} is no text`)
   return value
+}
+
+/** Earlier states name none. */
+function texts(value: unknown): readonly string[] {
+  if (value === undefined) return []
+  if (!Array.isArray(value)) throw new Error('its files are no list')
+  return value.map(one => {
+    if (typeof one !== 'string') throw new Error('a file of it is no text')
+    return one
+  })
 }

@@ -112,6 +112,7 @@ export class InstantRestore {
     const job = await this.#ports.serve({ point, disks: plan.disks.map(({ disk }) => disk.target), socket })
     const undo: (() => Promise<unknown>)[] = [() => job[Symbol.asyncDispose]()]
     let isLeft = false
+    let isTaken = false
     try {
       const backing = new Map(job.disks.map(({ target, exportName }) => [target, { socket, exportName }]))
       const prepared = await domains.prepare({ ...request.domain, plan, backing })
@@ -124,6 +125,7 @@ export class InstantRestore {
         connect: request.connect,
         socket,
         disks: images.map(({ disk, path }) => ({ target: disk.target, image: path })),
+        files: prepared.files.map(({ path }) => path),
         hydratedXml: plain.xml,
         started: false,
       }
@@ -136,12 +138,19 @@ export class InstantRestore {
         await this.#ports.createOverlay({ path, size: disk.size, backing: behind })
         undo.push(() => this.#ports.removeFile(path).catch(() => (isLeft = true)))
       }
+      // prepare() has refused files of others; what came to lie there since is E_EXISTS, and stays.
+      undo.push(async () => {
+        for (const file of isTaken ? [] : state.files) {
+          await this.#ports.removeFile(file).catch(() => (isLeft = true))
+        }
+      })
       undo.push(() => host.undefineDomain(prepared.uuid, VIR_DOMAIN_UNDEFINE_NVRAM).catch(() => undefined))
       await domains.finish(prepared, 'start')
       // From now on the overlays may hold what a guest wrote.
       await this.#ports.saveState({ ...state, started: true })
       return this.#running(job, { state, notes: prepared.notes, startedMs: clock.monotonic() - started })
     } catch (error) {
+      isTaken = errorCodeOf(error) === 'E_EXISTS'
       for (const step of undo.reverse()) await step()
       throw isLeft ? leftBehind(error, request.id) : error
     }
@@ -188,6 +197,10 @@ export class InstantRestore {
       })
     }
     for (const overlay of overlays) await this.#ports.removeFile(overlay)
+    // They were not there before; a domain of that name that came since has its own in their places.
+    if (!state.started && !(await this.#isKnown(name))) {
+      for (const file of state.files) await this.#ports.removeFile(file)
+    }
     await this.#ports.dropState(state.id)
     throw new BackupError(
       'E_NOT_FOUND',
@@ -198,6 +211,16 @@ export class InstantRestore {
         cause: error,
       },
     )
+  }
+
+  async #isKnown(name: string): Promise<boolean> {
+    try {
+      await this.#ports.host.lookupDomain(name)
+      return true
+    } catch (error) {
+      if (errorCodeOf(error) !== 'E_NOT_FOUND') throw error
+      return false
+    }
   }
 
   /**

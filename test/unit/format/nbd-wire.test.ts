@@ -67,8 +67,10 @@ t.test('the state of an instant restore comes back, and a spoilt one is E_DAMAGE
     storeId: 's',
     pointId: 'p',
     domain: { uuid: 'u', name: 'n' },
+    connect: undefined,
     socket: '/run/x.sock',
     disks: [{ target: 'vda', image: '/a.qcow2' }],
+    files: ['/nvram/x_VARS.fd'],
     hydratedXml: '<domain/>',
     started: true,
   }
