@@ -210,6 +210,9 @@ function explainConnect(uri: string, error: unknown): unknown {
         ? ['give VIRTVAULT_LIBVIRT_USERNAME and VIRTVAULT_LIBVIRT_PASSPHRASE, or _FILE or _COMMAND of it']
         : []),
       `try it by hand:   virsh -c ${uri} version`,
+      ...(uri === 'qemu:///system' && process.getuid?.() !== 0
+        ? ['for the domains of your own session:   --connect qemu:///session']
+        : []),
     ],
     cause: error,
   })
