@@ -14,7 +14,7 @@ import type { RestorePlan } from '../jobs/restore-plan.js'
 import type { DiskToOpen, OpenedDisk } from '../jobs/rollback-job.js'
 import { parseQemuUser, type QemuUser } from '../libvirt/capabilities-xml.js'
 import { RemoteServers } from '../libvirt/remote-servers.js'
-import { putThere, runThere } from '../libvirt/remote-shell.js'
+import { feedThere, runThere } from '../libvirt/remote-shell.js'
 import type { SshLink } from '../libvirt/ssh-link.js'
 import type { NbdAddress } from '../native/nbd.js'
 import { ExportWriter } from '../nbd/export-writer.js'
@@ -115,7 +115,7 @@ function remoteMachine(session: RunContext, link: SshLink, servers: RemoteServer
     host: link.host,
     run: (script, args, signal) => runThere(link, script, args, signal),
     own: path => servers.own(path),
-    put: (path, bytes) => putThere(link, path, bytes),
+    feed: (script, args, bytes) => feedThere(link, script, args, bytes),
     serve: async ({ path, format }, signal) => {
       const image = { path, format, isBlockDevice: false, exportName: EXPORT, writable: true }
       const server = await servers.serve({ path, args: servingArguments(image) }, signal)

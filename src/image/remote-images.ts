@@ -31,6 +31,12 @@ else refuse_taken "$2" ''; mv -T -- "$1" "$2" || exit 1; fi
 sync -- "$(dirname -- "$2")" || exit 1
 stat -c %s -- "$2"`
 
+/** Writes `$4` bytes to a new temporary `$1`, where `$2` and `$3` allow that it gets its name. */
+const PUT = `${REFUSE_TAKEN}
+refuse_taken "$2" "$3"
+umask 077; set -C
+head -c "$4" >"$1" && [ "$(wc -c <"$1")" -eq "$4" ]`
+
 const CHECK = `${REFUSE_TAKEN}
 refuse_taken "$1" "$2"`
 
@@ -97,12 +103,9 @@ export class RemoteImages implements ImageFactory {
   async createFile({ path, bytes, force }: SideFileSpec): Promise<SideFile> {
     const machine = this.#machine
     const temporary = temporaryFor(path)
-    const forceWord = forced({ force })
     try {
-      const check = await machine.run(CHECK, [path, forceWord])
-      if (check.code !== 0) throw failureOf(machine.host, path, check)
       await machine.own(temporary)
-      const answer = await machine.put(temporary, bytes)
+      const answer = await machine.feed(PUT, [temporary, path, forced({ force }), String(bytes.length)], bytes)
       if (answer.code !== 0) throw failureOf(machine.host, path, answer)
     } catch (error) {
       if (!NOTHING_MADE.has(errorCodeOf(error))) await this.remove([temporary])

@@ -18,8 +18,8 @@ export interface RemoteMachine {
   run(script: string, args: readonly string[], signal?: AbortSignal): Promise<RemoteAnswer>
   /** Notes a name before it is used: what has it when we end, even by SIGKILL, is removed. Rejects as run(). */
   own(path: string): Promise<void>
-  /** Writes bytes into a new file, closed to others, and makes it durable. Rejects as run(). */
-  put(path: string, bytes: Uint8Array): Promise<RemoteAnswer>
+  /** As run(), with bytes on standard input, of which the script has to take as many as there are, and no more. */
+  feed(script: string, args: readonly string[], bytes: Uint8Array): Promise<RemoteAnswer>
   /** Serves an image there for writing. Rejects with E_NBD, E_DOMAIN_BUSY, E_TOOL_MISSING, E_UNREACHABLE. */
   serve(image: { readonly path: string; readonly format: string }, signal: AbortSignal): Promise<RemoteExport>
 }

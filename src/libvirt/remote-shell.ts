@@ -18,11 +18,6 @@ trap 'trap "" TERM; kill -TERM 0; exit 143' TERM
 (main "$@") </dev/null &
 wait $!`
 
-/** Not to the end of its input: the end is ours, upon which all is ended. */
-const PUT = `
-umask 077; set -C
-head -c "$2" >"$1" && [ "$(wc -c <"$1")" -eq "$2" ] && sync -- "$1"`
-
 /**
  * As SshLink.run(), for as long as it takes. When `signal` is aborted, it
  * rejects with its reason after all that the script had begun over there was ended.
@@ -46,9 +41,17 @@ export async function runThere(
   }
 }
 
-/** Writes bytes into a new file there, closed to others, and makes it durable. What is there is a failure. */
-export async function putThere(link: SshLink, path: string, bytes: Uint8Array): Promise<ShellAnswer> {
-  await using program = await link.start(['sh', '-c', PUT, 'sh', path, String(bytes.length)], 'TERM')
+/**
+ * As runThere(), with bytes on standard input. The script takes as many as there
+ * are, not to the end of its input: the end is ours, upon which it is ended.
+ */
+export async function feedThere(
+  link: SshLink,
+  script: string,
+  args: readonly string[],
+  bytes: Uint8Array,
+): Promise<ShellAnswer> {
+  await using program = await link.start(['sh', '-c', script, 'sh', ...args], 'TERM')
   program.stdin.write(bytes)
   return await answerOf(link, program)
 }

@@ -61,7 +61,19 @@ t.test(
 
     await t.test('what is there is not overwritten without --force, and is with it', async t => {
       await lab.inside(`mkdir ${THERE}/b; echo precious >${THERE}/b/vdb.raw`)
-      const to = ['--to', `${THERE}/b`, '--define', '--name', 'b', '--format', 'raw', '--mode', '0640']
+      const to = [
+        '--to',
+        `${THERE}/b`,
+        '--define',
+        '--name',
+        'b',
+        '--format',
+        'raw',
+        '--mode',
+        '0640',
+        '--owner',
+        'libvirt-qemu:kvm',
+      ]
 
       const refused = await scene.run('restore', 'web01@latest', ...to)
       t.match(refused, { code: 15, stderr: /vdb\.raw on 10\..* exists.*E_EXISTS/ })
@@ -72,7 +84,9 @@ t.test(
       t.equal(forced.code, 0, forced.stderr)
       await scene.isSame(t, `${THERE}/b/vda.raw`, 'raw', vda)
       await scene.isSame(t, `${THERE}/b/vdb.raw`, 'raw', vdb)
-      await lab.inside(`[ "$(stat -c %a ${THERE}/b/vda.raw)" = 640 ] && ${holesIn(`${THERE}/b/vda.raw`)}`)
+      await lab.inside(
+        `[ "$(stat -c %a:%U:%G ${THERE}/b/vda.raw)" = 640:libvirt-qemu:kvm ] && ${holesIn(`${THERE}/b/vda.raw`)}`,
+      )
       t.equal((await lab.virsh('domstate', 'b')).trim(), 'shut off')
       await scene.nothingLeft(t, 'a', 'b')
     })
@@ -89,6 +103,20 @@ t.test(
       t.equal(code, 0, stderr)
       await scene.isSame(t, `${THERE}/pool/web01-vda.qcow2`, 'qcow2', vda)
       await scene.nothingLeft(t, 'a', 'b', 'pool')
+    })
+
+    await t.test('a user who is not root restores to a directory of his', async t => {
+      await remote.addUser('vvuser')
+      await lab.inside(`mkdir ${THERE}/own && chown vvuser ${THERE}/own`)
+
+      const to = ['--to', `${THERE}/own`, '--define', '--name', 'own', '-c', remote.sshUri('vvuser')]
+      const { code, stderr } = await scene.run('restore', 'web01@latest', ...to)
+
+      t.equal(code, 0, stderr)
+      await scene.isSame(t, `${THERE}/own/vda.qcow2`, 'qcow2', vda)
+      await lab.inside(`
+        rmdir /var/tmp/virtvault-$(id -u vvuser)/run /var/tmp/virtvault-$(id -u vvuser)
+        [ "$(stat -c %U:%a ${THERE}/own/vda.qcow2)" = vvuser:600 ]`)
     })
 
     await t.test('UEFI variables go where the libvirt over there has them', needsFirmware, async t => {
@@ -122,7 +150,7 @@ t.test(
       const boot = await scene.run('verify', 'web01', '--level', 'boot')
       t.match(boot, { code: 15, stderr: /E_REFUSED[^]*-c qemu:\/\/\/system/ })
       t.match(await scene.run('verify', 'web01', '--level', 'restore'), { code: 0 })
-      await scene.nothingLeft(t, 'a', 'b', 'pool', 'uefi')
+      await scene.nothingLeft(t, 'a', 'b', 'own', 'pool', 'uefi')
     })
   },
 )

@@ -10,7 +10,6 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -21,7 +20,7 @@ import type { ImageSpec } from '../../src/image/image-factory.js'
 import type { ImageWriter } from '../../src/image/image-writer.js'
 import { RemoteDirectories } from '../../src/image/remote-directory.js'
 import { RemoteImages } from '../../src/image/remote-images.js'
-import type { RemoteMachine } from '../../src/image/remote-machine.js'
+import type { RemoteAnswer, RemoteMachine } from '../../src/image/remote-machine.js'
 import { ExportWriter } from '../../src/nbd/export-writer.js'
 import { QemuNbd } from '../../src/nbd/qemu-nbd.js'
 import { requires } from '../harness/requires.js'
@@ -29,23 +28,24 @@ import { requires } from '../harness/requires.js'
 const never = new AbortController().signal
 const needs = requires('qemu-nbd')
 
+async function runHere(script: string, args: readonly string[], bytes: Uint8Array): Promise<RemoteAnswer> {
+  const child = spawn('sh', ['-c', script, 'sh', ...args], { env: { ...process.env, LC_ALL: 'C' } })
+  let [stdout, stderr] = ['', '']
+  child.stdout.on('data', (part: Buffer) => (stdout += part.toString()))
+  child.stderr.on('data', (part: Buffer) => (stderr += part.toString()))
+  child.stdin.on('error', () => undefined)
+  child.stdin.end(bytes)
+  const [code] = (await once(child, 'close')) as [number]
+  return { code, stdout, stderr }
+}
+
 /** What runs over there in the field runs here: the scripts, qemu-img and qemu-nbd are the real ones. */
 function machineHere(sockets: string): RemoteMachine {
   return {
     host: 'hv2',
-    run: async (script, args) => {
-      const child = spawn('sh', ['-c', script, 'sh', ...args], { env: { ...process.env, LC_ALL: 'C' } })
-      let [stdout, stderr] = ['', '']
-      child.stdout.on('data', (part: Buffer) => (stdout += part.toString()))
-      child.stderr.on('data', (part: Buffer) => (stderr += part.toString()))
-      const [code] = (await once(child, 'close')) as [number]
-      return { code, stdout, stderr }
-    },
+    run: (script, args) => runHere(script, args, Buffer.alloc(0)),
+    feed: runHere,
     own: () => Promise.resolve(),
-    put: async (path, bytes) => {
-      await writeFile(path, bytes, { flag: 'wx', mode: 0o600 })
-      return { code: 0, stdout: '', stderr: '' }
-    },
     serve: async ({ path, format }, signal) => {
       const socket = join(sockets, `${Math.random()}`)
       const image = { path, format, isBlockDevice: false, exportName: 'disk', writable: true, socket }
@@ -152,6 +152,8 @@ t.test('where a later disk fails, the name of an earlier one is taken back', nee
   await first.commit(never)
   await side.commit()
   t.strictSame(readdirSync(folder), ['a', 'x.xml'])
+  t.equal(readFileSync(join(folder, 'x.xml'), 'utf8'), 'x')
+  await t.rejects(images.createFile({ path: join(folder, 'x.xml'), bytes: Buffer.from('y') }), { code: 'E_EXISTS' })
 
   await images.undo()
 
