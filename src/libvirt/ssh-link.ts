@@ -107,7 +107,7 @@ export class SshLink implements AsyncDisposable {
    * process ends in whatever way, when the connection is lost, and after a
    * minute without a sign of life from us (a power cut here, of which no word
    * reaches sshd). Where it serves NBD on a Unix socket, reach() leads there as
-   * soon as it listens; untilListening() waits for that.
+   * soon as it listens.
    *
    * Rejects with E_UNREACHABLE. Where there is no such program, it ends with
    * 127 at once, and where the connection is lost, with 255.
@@ -127,15 +127,6 @@ export class SshLink implements AsyncDisposable {
     const program = new RemoteProgram(child)
     program.stdin.write(text)
     return program
-  }
-
-  /**
-   * Waits until something lies at `path` over there, as a socket does when its
-   * program listens. Rejects with E_TIMEOUT after half a minute, E_UNREACHABLE.
-   */
-  async untilListening(path: string, signal?: AbortSignal): Promise<void> {
-    if ((await this.run(AWAIT_SOCKET, [path], signal)).code === 0) return
-    throw new BackupError('E_TIMEOUT', `${this.host}: nothing listens at ${path}`)
   }
 
   /**
@@ -296,10 +287,6 @@ export class SshLink implements AsyncDisposable {
 }
 
 const QUIET = ['-o', 'LogLevel=ERROR']
-
-const AWAIT_SOCKET = `
-tries=300
-until [ -S "$1" ]; do tries=$((tries - 1)); [ "$tries" -gt 0 ] || exit 1; sleep 0.1; done`
 
 /** What `sh` reads: messages in English, `args` as `$1`, `$2`, …. */
 function scriptText(script: string, args: readonly string[]): string {
