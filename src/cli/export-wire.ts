@@ -54,8 +54,9 @@ export async function startExport(
   store: StorePort,
   wish: ExportWish,
 ): Promise<StartedExport<ServeJob>> {
-  return await startAt(session, { ...wish, name: shortId(wish.point.id) }, (listen, onDamage) =>
-    ServeJob.start({ store, listen, onDamage }, wish),
+  const { servedBelow } = await import('./backing-wire.js')
+  return await startAt(session, { ...wish, name: shortId(wish.point.id) }, async (listen, onDamage) =>
+    ServeJob.start({ store, listen, onDamage }, { ...wish, below: await servedBelow(session, wish.point, wish.disks) }),
   )
 }
 

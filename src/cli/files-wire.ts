@@ -67,6 +67,8 @@ export class GuestDisks implements AsyncDisposable {
     // Mounts are told by their real path.
     const folder = await realpath(await mkdtemp(join(parent, `files-${process.pid}-`)))
     const socket = join(folder, 'nbd')
+    const wanted = wish.disk === undefined ? undefined : [wish.disk]
+    const { servedBelow } = await import('./backing-wire.js')
     try {
       const job = await ServeJob.start(
         {
@@ -79,7 +81,12 @@ export class GuestDisks implements AsyncDisposable {
             ),
           onDamage: error => session.complain(`${error.message}  [${error.code}]`),
         },
-        { point: wish.point, disks: wish.disk === undefined ? undefined : [wish.disk], cacheBytes: CACHE_BYTES },
+        {
+          point: wish.point,
+          disks: wanted,
+          below: await servedBelow(session, wish.point, wanted),
+          cacheBytes: CACHE_BYTES,
+        },
       )
       const disks = job.disks.map(({ target, size }, number) => ({ target, size, socket, exportName: `disk${number}` }))
       return new GuestDisks({ session, job, folder, disks })

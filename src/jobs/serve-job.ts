@@ -5,9 +5,10 @@ import type { ServedExport } from '../nbd/served-export.js'
 import type { Run, StorePort } from '../store/store-types.js'
 import { ChunkCache } from './chunk-cache.js'
 import { refuseLeftOut } from './left-out.js'
+import type { DiskExport } from './pull-disk.js'
 import { pointName } from './restore-damage.js'
 import { chooseDisks } from './restore-plan.js'
-import { StoredDisk } from './stored-disk.js'
+import { type BelowContent, StoredDisk } from './stored-disk.js'
 
 /** What the job needs of `ExportServer`. */
 export interface RunningServer extends AsyncDisposable {
@@ -29,8 +30,15 @@ export interface ServeRequest {
   readonly point: RecoveryPoint
   /** Disk targets; all of the point unless given. */
   readonly disks?: readonly string[] | undefined
+  /** Images that the point leaves out; the job closes them. */
+  readonly below?: ServedBelow | undefined
   /** Memory for decoded chunks of all disks together. */
   readonly cacheBytes: number
+}
+
+/** By target; disposing closes all. */
+export interface ServedBelow extends AsyncDisposable {
+  readonly images: ReadonlyMap<string, Pick<DiskExport, 'size' | 'read'>>
 }
 
 export interface OfferedDisk {
@@ -51,6 +59,7 @@ export class ServeJob implements AsyncDisposable {
   readonly #lease: Run
   readonly #cache: ChunkCache
   readonly #damage: DamageCount
+  readonly #below: ServedBelow | undefined
 
   private constructor(parts: {
     readonly disks: readonly OfferedDisk[]
@@ -58,7 +67,9 @@ export class ServeJob implements AsyncDisposable {
     readonly lease: Run
     readonly cache: ChunkCache
     readonly damage: DamageCount
+    readonly below: ServedBelow | undefined
   }) {
+    this.#below = parts.below
     this.disks = parts.disks
     this.server = parts.server
     this.#lease = parts.lease
@@ -73,9 +84,8 @@ export class ServeJob implements AsyncDisposable {
    */
   static async start(ports: ServePorts, request: ServeRequest): Promise<ServeJob> {
     const { store } = ports
-    const { point } = request
-    const chosen = chooseDisks(point, request.disks)
-    refuseLeftOut(point, chosen, 'served, mounted or run from the store')
+    const { point, below } = request
+    const chosen = await openDisks(request)
     const lease = await store.runs.begin('export')
     try {
       // Only now: a point that is here after the lease is kept by it.
@@ -89,10 +99,13 @@ export class ServeJob implements AsyncDisposable {
         size: disk.size,
         exportName: exportNameOf(point, disk.target),
       }))
-      const exports = chosen.map(disk => servedExport(store, cache, { point, disk }))
+      const exports = chosen.map(disk =>
+        servedExport(store, cache, { point, disk, below: below?.images.get(disk.target) }),
+      )
       const server = await ports.listen(exports, error => damage.note(error))
-      return new ServeJob({ disks: offered, server, lease, cache, damage })
+      return new ServeJob({ disks: offered, server, lease, cache, damage, below })
     } catch (error) {
+      await below?.[Symbol.asyncDispose]()
       await lease.finish()
       await lease[Symbol.asyncDispose]()
       throw error
@@ -107,6 +120,7 @@ export class ServeJob implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.server[Symbol.asyncDispose]()
     await this.#cache.idle()
+    await this.#below?.[Symbol.asyncDispose]()
     await this.#lease.finish()
     await this.#lease[Symbol.asyncDispose]()
   }
@@ -146,7 +160,15 @@ export function exportNameOf(point: RecoveryPoint, target: string): string {
 export function servedExport(
   store: Pick<StorePort, 'chunkSize' | 'walkTree'>,
   cache: ChunkCache,
-  { point, disk }: { readonly point: RecoveryPoint; readonly disk: PointDisk },
+  {
+    point,
+    disk,
+    below,
+  }: {
+    readonly point: RecoveryPoint
+    readonly disk: PointDisk
+    readonly below?: Pick<DiskExport, 'size' | 'read'> | undefined
+  },
 ): ServedExport {
   return {
     name: exportNameOf(point, disk.target),
@@ -157,7 +179,34 @@ export function servedExport(
       root: disk.root,
       geometry: { size: disk.size, chunkSize: store.chunkSize },
       cache,
+      below: below === undefined ? undefined : contentOf(below),
       aheadBytes: cache.bytes / 2,
     }),
   }
 }
+
+/** The disks that are meant, all of which can be served. Closes what was opened where not. */
+async function openDisks({ point, disks, below }: ServeRequest): Promise<readonly PointDisk[]> {
+  try {
+    const chosen = chooseDisks(point, disks)
+    const absent = chosen.filter(({ target }) => below?.images.has(target) !== true)
+    refuseLeftOut(point, absent, 'served, mounted or run from the store')
+    return chosen
+  } catch (error) {
+    await below?.[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+function contentOf(images: Pick<DiskExport, 'size' | 'read'>): BelowContent {
+  return {
+    read: async (offset, out) => {
+      const there = Math.max(0, Math.min(out.length, images.size - offset))
+      out.fill(0, there)
+      // Not the client's signal: one that goes must not end the reads of the others.
+      if (there > 0) await images.read(Float64Array.of(offset, there, 0), out.subarray(0, there), NEVER)
+    },
+  }
+}
+
+const NEVER = new AbortController().signal

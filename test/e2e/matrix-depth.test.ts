@@ -1,6 +1,7 @@
-import { readdirSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, statSync } from 'node:fs'
 import { mkdir, open, rename, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 import t from 'tap'
@@ -387,10 +388,17 @@ t.test('restore asks for the image that is left out, and takes no other', requir
   )
   t.match([taken.code, JSON.stringify(taken.json)], [0, /not what the point leaves out/])
 
+  t.match(await it.refused('export', 'web01@latest', '--once'), { code: 'E_NOT_FOUND', text: /--backing vda=/ })
   await rename(moved, it.base(domain))
+  const socket = it.lab.path('export.sock')
+  const serving = it.run('export', 'web01@latest', '--once', '--socket', socket)
+  while (!existsSync(socket)) await delay(10)
+  const served = `nbd+unix:///?socket=${socket}`
+  const copied = it.lab.path('copied.raw')
+  await run('qemu-img', ['convert', '-f', 'raw', '-O', 'raw', served, copied])
+  t.equal(await imageDifference({ path: copied, format: 'raw' }, { path: truth, format: 'raw' }), undefined)
+  t.equal((await serving).code, 0)
   for (const words of [
-    ['export', 'web01@latest', '--once'],
-    ['files', 'web01@latest:vda/'],
     ['restore', 'web01@latest', '--in-place', '--yes'],
     ['verify', 'web01', '--level', 'boot'],
   ]) {
