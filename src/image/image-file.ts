@@ -284,7 +284,8 @@ async function openPartial(path: string, final: string): Promise<{ handle: FileH
       })
     }
     await handle.datasync()
-    await native().dropCache(handle.fd, 0, found.size)
+    // One that was killed right after it had made the file left nothing in it.
+    if (found.size > 0) await native().dropCache(handle.fd, 0, found.size)
     return { handle, isAdopted: true }
   } catch (error) {
     await handle.close()
