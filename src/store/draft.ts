@@ -10,7 +10,7 @@ import { blobGeometry, isOneRecord } from './blobs.js'
 import type { KnownDamage } from './damage-list.js'
 import type { IndexHolder } from './index-holder.js'
 import type { Locator } from './locator.js'
-import { type PackContents, indexBatchOf } from './pack-catalog.js'
+import { type PackCatalog, type PackContents, indexBatchOf } from './pack-catalog.js'
 import { PackWriter, type PackWriterOptions } from './pack-writer.js'
 import type { Points } from './points.js'
 import type { LeasedRun, Runs } from './runs.js'
@@ -28,6 +28,7 @@ export interface DraftOptions {
   readonly points: Points
   readonly index: IndexHolder
   readonly locator: Locator
+  readonly packs: PackCatalog
   readonly nodes: NodeSource
   readonly writer: Omit<PackWriterOptions, 'kind' | 'onSealed'>
   readonly chunkSize: number
@@ -48,8 +49,8 @@ export class Draft implements PointDraft {
    * whole draft does.
    */
   readonly #underWay = new Set<string>()
-  /** Packs that this point relies on, its own and those that already had what it needs. */
-  readonly #reliedOn = new Set<string>()
+  /** Packs that this point relies on, its own and those that already had what it needs, and their sizes. */
+  readonly #reliedOn = new Map<string, number>()
   #failure: unknown
   #ended = false
 
@@ -161,7 +162,7 @@ export class Draft implements PointDraft {
       if (place === undefined || !place.sealed || condemned.has(place.pack)) return true
       const id = claimedIds.subarray(at * ID_BYTES, (at + 1) * ID_BYTES)
       if (damage.hasCopy(place.pack, id) || locator.isDistrusted(place.pack, id)) return true
-      this.#reliedOn.add(place.pack)
+      this.#reliedOn.set(place.pack, place.packSize)
       const key = keys[at]
       if (key !== undefined) this.#underWay.delete(key)
       return false
@@ -169,7 +170,7 @@ export class Draft implements PointDraft {
   }
 
   async #sealed(pack: string, contents: PackContents): Promise<void> {
-    this.#reliedOn.add(pack)
+    this.#reliedOn.set(pack, contents.state.size)
     await this.#options.index.use(index => index.putBatch(indexBatchOf(pack, contents)))
     this.#options.locator.learn(pack, contents.state)
     for (const entry of contents.entries) this.#underWay.delete(keysOf(entry.id))
@@ -183,8 +184,8 @@ export class Draft implements PointDraft {
         hints: ['Start the backup again.'],
       })
     }
-    await forEachLimited(this.#reliedOn, CHECKS_AT_ONCE, async pack => {
-      if (await this.#options.locator.isLive(pack)) return
+    await forEachLimited(this.#reliedOn, CHECKS_AT_ONCE, async ([pack, size]) => {
+      if ((await this.#options.packs.size(pack)) === size) return
       this.#options.locator.forget([pack])
       throw new BackupError('E_DAMAGED', `pack ${pack} vanished or changed its size while it was relied on`, {
         hints: ['Start the backup again: it stores anew what is missing.', 'Run verify.'],

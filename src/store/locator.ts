@@ -15,6 +15,8 @@ const LOOKS_AT_ONCE = 16
 export interface Located extends Place {
   /** In hex. */
   readonly pack: string
+  /** Bytes of the pack. */
+  readonly packSize: number
   /** Whether a new point may rely on it. */
   readonly sealed: boolean
 }
@@ -32,8 +34,8 @@ export class Locator {
   readonly #packs: PackCatalog
   readonly #keys: StoreKeys
   readonly #storeId: Uint8Array
-  /** Packs that were there, with the right size, when first looked at. */
-  readonly #live = new Map<string, PackState>()
+  /** Packs that were there, with the right size, when first looked at. A look-up goes on with the one that it began with. */
+  #live = new Map<string, PackState>()
   readonly #distrusted = new Set<string>()
   readonly #ciphers = new Map<string, Promise<RecordCipher | undefined>>()
 
@@ -46,23 +48,18 @@ export class Locator {
 
   /** One answer per id (32 bytes each), in order; undefined where it counts as absent. */
   async locate(ids: Uint8Array): Promise<(Located | undefined)[]> {
+    const live = this.#live
     const values = await this.#index.use(index => index.getMany(ids))
     const places = decodePlaces(ids, values)
     const packs = namesOf(places)
-    const strange = new Set(packs.flatMap(pack => (pack === undefined || this.#live.has(pack) ? [] : pack)))
-    if (strange.size > 0) await this.#look([...strange])
-    return places.map((place, at) => this.#checked(place, packs[at]))
+    const strange = new Set(packs.flatMap(pack => (pack === undefined || live.has(pack) ? [] : pack)))
+    if (strange.size > 0) await this.#look([...strange], live)
+    return places.map((place, at) => checked(place, packs[at], live))
   }
 
   /** Takes note of a pack that this process sealed. */
   learn(pack: string, state: PackState): void {
     this.#live.set(pack, state)
-  }
-
-  /** Whether a pack is there, with the size it was sealed at, right now. */
-  async isLive(pack: string): Promise<boolean> {
-    const state = this.#live.get(pack)
-    return state !== undefined && (await this.#packs.size(pack)) === state.size
   }
 
   /** Takes note of a copy that could not be read. */
@@ -85,15 +82,16 @@ export class Locator {
 
   /** Looks at every pack anew from now on: for whoever is going to rely on them. */
   forgetAll(): void {
-    this.#live.clear()
+    this.#live = new Map()
   }
 
   /** Checks places that came from footers, as locate() does those of the index. */
   async locateAt(
     entries: readonly { readonly pack: string; readonly place: Place }[],
   ): Promise<(Located | undefined)[]> {
-    await this.#look([...new Set(entries.map(({ pack }) => pack))].filter(pack => !this.#live.has(pack)))
-    return entries.map(({ pack, place }) => this.#checked(place, pack))
+    const live = this.#live
+    await this.#look([...new Set(entries.map(({ pack }) => pack))].filter(pack => !live.has(pack)), live)
+    return entries.map(({ pack, place }) => checked(place, pack, live))
   }
 
   /** undefined in a plain store. Rejects with E_DAMAGED. */
@@ -114,22 +112,27 @@ export class Locator {
     return cipherOf(this.#keys, this.#storeId, header)
   }
 
-  async #look(packs: readonly string[]): Promise<void> {
+  async #look(packs: readonly string[], live: Map<string, PackState>): Promise<void> {
     const states = await this.#index.use(index => index.getPacks(packs))
     await forEachLimited(packs.entries(), LOOKS_AT_ONCE, async ([at, pack]) => {
       const state = states[at]
-      if (state !== undefined && (await this.#packs.size(pack)) === state.size) this.#live.set(pack, state)
+      if (state !== undefined && (await this.#packs.size(pack)) === state.size) live.set(pack, state)
     })
   }
+}
 
-  #checked(place: Place | undefined, pack: string | undefined): Located | undefined {
-    if (place === undefined || pack === undefined) return undefined
-    const state = this.#live.get(pack)
-    const { packId, offset, storedLength, plainLength, record, kind, flags } = place
-    if (state === undefined || offset < PACK_HEADER_BYTES || offset > state.size) return undefined
-    if (RECORD_HEADER_BYTES + storedLength > state.size - offset) return undefined
-    return { packId, offset, storedLength, plainLength, record, kind, flags, pack, sealed: state.sealed }
-  }
+function checked(
+  place: Place | undefined,
+  pack: string | undefined,
+  live: ReadonlyMap<string, PackState>,
+): Located | undefined {
+  if (place === undefined || pack === undefined) return undefined
+  const state = live.get(pack)
+  const { packId, offset, storedLength, plainLength, record, kind, flags } = place
+  if (state === undefined || offset < PACK_HEADER_BYTES || offset > state.size) return undefined
+  if (RECORD_HEADER_BYTES + storedLength > state.size - offset) return undefined
+  const { size: packSize, sealed } = state
+  return { packId, offset, storedLength, plainLength, record, kind, flags, pack, packSize, sealed }
 }
 
 /** In hex, the pack of each place. Neighbours mostly share one. */

@@ -220,6 +220,7 @@ export class Store implements StorePort {
       points: this.points,
       index: this.index,
       locator: this.#locator,
+      packs: this.packs,
       nodes: this.#nodes,
       chunkSize: this.chunkSize,
       condemned: new Set(condemned === undefined ? [] : decodeCondemned(condemned).packIds.map(toHex)),

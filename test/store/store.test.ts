@@ -5,7 +5,7 @@ import t from 'tap'
 
 import type { Warning } from '../../src/base/errors.js'
 import { Store } from '../../src/store/store.js'
-import { CHUNK, UUID, diskBytes, incompressible, pull, readDisk, sideOf } from './harness.js'
+import { CHUNK, UUID, contentsOf, diskBytes, incompressible, pull, putDisk, readDisk, sideOf } from './harness.js'
 
 const geometry = { size: 300 * CHUNK + 4096, chunkSize: CHUNK }
 
@@ -69,6 +69,32 @@ t.test('an unchanged disk adds no node and shares its root', async t => {
   t.strictSame([reread.newNodes, reread.newChunks], [0, 0])
   t.strictSame(again.point.disks[0]!.root, full.point.disks[0]!.root)
   t.strictSame(reread.point.disks[0]!.root, full.point.disks[0]!.root)
+})
+
+t.test('pulls that share one open store do not disturb each other', async t => {
+  const directory = join(t.testdir(), 'store')
+  await Store.init(directory)
+  await using store = await Store.open(directory)
+  await pull(store, geometry, [[0, 1]])
+  await using run = await store.runs.begin('pull')
+  await using draft = await store.draft(run)
+  const relied = await putDisk(draft, geometry, [
+    [0, 1],
+    [1, 2],
+  ])
+
+  await using otherRun = await store.runs.begin('pull')
+  await using other = await store.draft(otherRun)
+  await draft.commit(contentsOf(geometry, relied.root))
+  const same = await putDisk(other, geometry, [
+    [0, 1],
+    [1, 2],
+  ])
+
+  t.equal(relied.newChunks, 1, 'it relies on a pack that was there')
+  t.strictSame([same.newChunks, same.newNodes], [0, 0], 'the other relies on what the first has stored')
+  await other.commit(contentsOf(geometry, same.root))
+  t.equal((await store.points.list()).length, 3)
 })
 
 t.test('blobs come back: empty, zero, small, and larger than one record', async t => {
