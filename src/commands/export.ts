@@ -17,6 +17,7 @@ import { findPoint, selectStored } from '../cli/points.js'
 import { parseHostPort } from '../cli/host-port.js'
 import type { ExportPlace } from '../cli/export-wire.js'
 import type { Session } from '../cli/session.js'
+import { plural } from '../cli/output.js'
 import { writeErr } from '../cli/streams.js'
 import { parseSize } from '../model/size.js'
 import type { StorePort } from '../store/store-types.js'
@@ -127,12 +128,20 @@ export default class ExportCommand extends BaseCommand {
     await using exported = await startStoreExport(session, store, { ...wish, domains })
     const { job, at } = exported
     const offered = points.filter(({ domain }) => domains === undefined || domains.has(domain.uuid))
-    const disks = offered.reduce((sum, point) => sum + point.disks.length, 0)
-    const [newest] = offered.toSorted((a, b) => b.time - a.time)
-    const disk = newest?.disks[0]?.target
-    const example = newest === undefined || disk === undefined ? undefined : `${newest.domain.name}@latest:${disk}`
-    if (session.settings.json) writeErr([JSON.stringify({ event: 'serving', uri: exportUri(at, ''), exports: disks })])
-    else session.print(storeExportLines(disks, example, at))
+    const disks = offered.flatMap(point => point.disks.map(disk => ({ point, disk })))
+    // Those of which images are left out need these images: `export POINT` looks for them.
+    const served = disks.filter(({ disk }) => disk.below === undefined)
+    const [newest] = served.toSorted((a, b) => b.point.time - a.point.time)
+    const example = newest === undefined ? undefined : `${newest.point.domain.name}@latest:${newest.disk.target}`
+    const leftOut = disks.length - served.length
+    if (leftOut > 0) {
+      session.complain(
+        `${plural(leftOut, 'disk')} not served, of which images are left out: export each point by itself`,
+      )
+    }
+    const event = { event: 'serving', uri: exportUri(at, ''), exports: served.length, left_out: leftOut }
+    if (session.settings.json) writeErr([JSON.stringify(event)])
+    else session.print(storeExportLines(served.length, example, at))
     await exported.untilEnd(wish.once, session.signal)
     const durationMs = session.clock.monotonic() - started
     return this.finish(storeExportDocument({ at, durationMs, failedReads: job.failedReads }))

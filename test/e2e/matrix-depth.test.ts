@@ -20,6 +20,7 @@ const SIZE = 16 * MIB
 const SHARED = 8 * MIB
 
 interface Answer {
+  readonly stderr: string
   readonly code: number
   readonly json: {
     readonly error?: { readonly code: string; readonly message: string; readonly why: string; readonly hints: string[] }
@@ -67,7 +68,7 @@ class DepthLab implements AsyncDisposable {
       check: false,
     })
     if (stdout === '') throw new Error(`${words.join(' ')}: ${stderr}`)
-    return { code, json: JSON.parse(stdout) as Answer['json'] }
+    return { code, stderr, json: JSON.parse(stdout) as Answer['json'] }
   }
 
   /** One domain's pull: its mode, the codes of its warnings, and what it read. */
@@ -404,6 +405,12 @@ t.test('restore asks for the image that is left out, and takes no other', requir
   ]) {
     t.match(await it.refused(...words), { code: 'E_UNSUPPORTED', text: /--backing vda=/ }, words.join(' '))
   }
+
+  t.equal((await it.pull('web01', '--depth', '0')).mode, 'full')
+  const servingAll = it.run('export', '--all', '--once', '--socket', socket)
+  while (!existsSync(socket)) await delay(10)
+  await run('nbdcopy', [`nbd+unix:///web01@latest:vda?socket=${socket}`, 'null:'])
+  t.match((await servingAll).stderr, /"exports":1,"left_out":1/, 'what is not served is told')
 })
 
 t.test('a lost node that says what is below stops a restore, and is told of by verify', requires('lab'), async t => {
