@@ -200,3 +200,20 @@ t.test('while a block job runs a pull is refused; afterwards it is right', requi
     })
   }
 })
+
+t.test('images of the last point, committed into one another below the top', requires('lab'), async t => {
+  await using matrix = await Matrix.start()
+  const domain = await setUp(matrix, 'below')
+  const below = await putOnTop(matrix, domain, 'below')
+  await putOnTop(matrix, domain, 'top')
+  const before = await pullByShadow(matrix, domain)
+  await domain.write('vda', 40 * MIB, CLUSTER, { seed: 5 })
+  await matrix.lab.virsh('blockcommit', domain.uuid, 'vda', '--top', below, '--shallow', '--wait')
+
+  const next = await pullByShadow(matrix, domain)
+
+  t.equal(before.difference, undefined)
+  t.equal(next.difference, undefined)
+  t.match(next.read, [/^vda full/])
+  t.strictSame(next.warned, ['W_DISK_CHANGED'])
+})

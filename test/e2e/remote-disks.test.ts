@@ -1,3 +1,4 @@
+import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
@@ -13,6 +14,9 @@ import { run } from '../lab/run-program.js'
 t.setTimeout(300_000)
 const SIZE = 8 * MIB
 const TARGET = 'iqn.2026-11.example:store'
+/** As CHAP wants it: of 12 characters at least. */
+const PASSWORD = 'opensesame1234'
+const GUARDED = 'iqn.2026-11.example:guarded'
 /** Where only the other machine gets to: its loopback. */
 const NBD_PORT = 10900
 
@@ -57,21 +61,45 @@ t.test(
     }
 
     await t.test('iSCSI, from a target in user space', requires('iscsi'), async t => {
-      const lun = lab.path('lun.raw')
-      await run('truncate', ['--size', String(SIZE), lun])
+      const [lun, guardedLun] = [lab.path('lun.raw'), lab.path('guarded.raw')]
+      await run('truncate', ['--size', String(SIZE), lun, guardedLun])
       const number = 1 + (process.pid % 30_000)
       await lab.inside(`
         tgtd -f --control-port ${number} --iscsi portal=127.0.0.1:3260 >${lab.folder}/log/tgtd.log 2>&1 &
         admin="tgtadm --control-port ${number} --lld iscsi"
         for i in $(seq 100); do $admin --mode target --op new --tid 1 -T ${TARGET} && break; sleep 0.1; done
-        $admin --mode logicalunit --op new --tid 1 --lun 1 -b ${lun} && $admin --mode target --op bind --tid 1 -I ALL`)
+        $admin --mode logicalunit --op new --tid 1 --lun 1 -b ${lun} && $admin --mode target --op bind --tid 1 -I ALL
+        $admin --mode target --op new --tid 2 -T ${GUARDED} && $admin --mode target --op bind --tid 2 -I ALL
+        $admin --mode logicalunit --op new --tid 2 --lun 1 -b ${guardedLun}
+        $admin --mode account --op new --user us --password ${PASSWORD} && $admin --mode account --op bind --tid 2 --user us`)
       const domain = await define('iscsi01', `protocol='iscsi' name='${TARGET}/1'><host name='127.0.0.1' port='3260'/>`)
       await domain.start()
       await write('iscsi01', 'write -P 0x11 1M 64k')
       await pullIsRight(t, 'iscsi01', lun)
       await write('iscsi01', 'write -P 0x22 2M 64k')
+      const { code, stdout } = await runCli(
+        ['backup', 'pull', 'iscsi01', '--scratch-device', 'vda=/dev/loop0', '--json'],
+        env,
+      )
+      t.equal(code, 1, stdout)
+      t.match(stdout, /E_UNSUPPORTED/, 'a device over there cannot be looked at')
+      t.notMatch(await lab.virsh('domjobinfo', 'iscsi01'), /Backup/)
       await domain.destroy()
       await pullIsRight(t, 'iscsi01', lun)
+
+      const uuid = '6a1d4a7e-1c5b-4c0e-9d2f-000000000003'
+      const usage = `<usage type='iscsi'><target>chap</target></usage>`
+      const secret = `<secret ephemeral='no' private='yes'><uuid>${uuid}</uuid>${usage}</secret>`
+      await writeFile(lab.path('secret.xml'), secret)
+      await writeFile(lab.path('secret'), PASSWORD)
+      await lab.virsh('secret-define', lab.path('secret.xml'))
+      await lab.virsh('secret-set-value', uuid, '--file', lab.path('secret'), '--plain')
+      const login = `<auth username='us'><secret type='iscsi' uuid='${uuid}'/></auth>`
+      const host = `<host name='127.0.0.1' port='3260'/>`
+      const guarded = await define('chap01', `protocol='iscsi' name='${GUARDED}/1'>${host}${login}`)
+      await guarded.start()
+      await write('chap01', 'write -P 0x55 4M 64k')
+      await pullIsRight(t, 'chap01', guardedLun)
     })
 
     await t.test('NBD behind TLS, with the certificates that qemu.conf over there names', async t => {
