@@ -1,9 +1,12 @@
+import { setTimeout as delay } from 'node:timers/promises'
+
 import t, { type Test } from 'tap'
 
 import { guestDoes, PANIC_DEVICE } from '../lab/guest-ports.js'
 import type { PullResult } from '../../src/jobs/pull-job.js'
 import { Matrix, redefine } from '../harness/matrix.js'
 import { requires } from '../harness/requires.js'
+import { pullByShadow } from '../harness/shadow-pull.js'
 import { KIB, MIB } from '../lab/fill.js'
 import type { LabDomain } from '../lab/lab-domain.js'
 import { run } from '../lab/run-program.js'
@@ -13,6 +16,8 @@ const CLUSTER = 64 * KIB
 const DISK = 32 * MIB
 /** Of 4 MiB each. The next one waits, here and not in QEMU, whose requests stay answered. */
 const READS_BEFORE = 3
+/** Longer than any of them takes by itself. */
+const AWHILE_MS = 2000
 
 /** A domain whose first pull is caught in its middle. */
 interface Scene {
@@ -161,6 +166,46 @@ t.test('what happens to a domain in the middle of a pull does not touch what is 
     scene.release()
     await isRight(t, scene)
   })
+})
+
+t.test('who asks for the domain in the middle of a pull is served when it is over', requires('lab'), async t => {
+  await using matrix = await Matrix.start()
+  const { lab } = matrix
+  for (const { name, command, after } of [
+    { name: 'managed save', command: ['managedsave'], after: 'shut off' },
+    { name: 'save', command: ['save', '--file', lab.path('saved')], after: 'shut off' },
+    { name: 'dump', command: ['dump', '--live', '--file', lab.path('dumped')], after: 'running' },
+    {
+      name: 'external',
+      command: ['snapshot-create-as', '--name', 'external', '--disk-only', '--no-metadata'],
+      after: 'running',
+    },
+    { name: 'internal', command: ['snapshot-create-as', '--name', 'internal'], after: 'running' },
+  ]) {
+    await t.test(name, async t => {
+      const scene = await caught(matrix, name.replace(' ', '-'))
+      const { domain } = scene
+      const theirs = lab.tryVirsh(...command, '--domain', domain.uuid)
+      t.equal(await Promise.race([theirs, delay(AWHILE_MS)]), undefined, 'it waits')
+      scene.release()
+
+      const { point, warnings } = await scene.pulling
+
+      t.strictSame(warnings, [])
+      t.equal(await matrix.difference(point, 'vda', scene.held), undefined)
+      t.match(await theirs, { code: 0 })
+      t.equal(await domain.state(), after)
+      if (after === 'running') await domain.write('vda', 24 * MIB, CLUSTER, { seed: 9 })
+      const next = await pullByShadow(matrix, domain)
+      t.equal(next.difference, undefined)
+      t.strictSame(next.warned, [])
+      t.match(next.read, [/^vda incremental/, /^vdb incremental/])
+      const left = await domain.leftovers()
+      const files = left.files.filter(file => !file.endsWith('.external'))
+      t.strictSame([left.jobs, left.exports, files], [[], [], []])
+      if (after === 'running') await domain.destroy()
+    })
+  }
 })
 
 t.test(
