@@ -67,14 +67,16 @@ const EXPECTED: Readonly<Record<string, string>> = {
 
 t.test('a night with everything that can happen', { ...requires('lab'), timeout: 900_000 }, async t => {
   const lab = await Lab.start()
-  t.teardown(() => lab[Symbol.asyncDispose]())
+  t.teardown(async () => {
+    await run('umount', [lab.path('tiny')], { check: false })
+    await lab[Symbol.asyncDispose]()
+  })
   await using service = await NoticeServer.listen()
   const config = lab.path('config.yml')
   const textfile = lab.path('virtvault.prom')
   const hooks = lab.path('hooks.log')
   mkdirSync(lab.path('tiny'))
   await run('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', lab.path('tiny')])
-  t.teardown(() => run('umount', [lab.path('tiny')]))
   const settings = `
 uri: ${lab.uri}
 threads: 3
