@@ -1,7 +1,7 @@
 import { BackupError, messageOf } from '../base/errors.js'
 import type { LoadedConfig } from '../config/load.js'
 import { groupSelectors, type ResolvedJob, resolveJobs } from '../config/resolve.js'
-import type { TaskDocument } from '../daemon/daemon-status.js'
+import { type TaskDocument, taskDocument } from '../daemon/daemon-status.js'
 import type { HistoryEntry } from '../daemon/history-entry.js'
 import { type KnownDomain, planTasks } from '../daemon/plan-tasks.js'
 import { STALE_GRACE_MS } from '../daemon/overdue.js'
@@ -87,28 +87,12 @@ export function offlineTasks(
     const open = (time: number) => whenOpen(window, time + jitterMs, schedule.timeZone)
     const due = schedule.previousRun(now - jitterMs - STALE_GRACE_MS)
     const isStale = due !== undefined && last !== undefined && Math.max(success ?? 0, skip ?? 0) < due
-    const pull =
-      task.verb === 'pull'
-        ? { domain: task.domain.name, uuid: task.domain.uuid, group: task.group, job: task.job.id }
-        : {}
-    return {
-      id: task.id,
-      verb: task.verb,
-      ...pull,
-      target: task.target,
-      schedule: schedule.text,
-      timezone: schedule.timeZone,
+    return taskDocument({
+      task,
+      memory: { last, lastSuccess: success },
       state: task.paused ? 'paused' : 'idle',
-      next_run: task.paused ? undefined : new Date(open(schedule.nextRun(now - jitterMs))).toISOString(),
-      last_status: last?.status,
-      last_run: iso(last?.started),
-      last_success: iso(success),
-      last_run_id: last?.id,
-      stale_since: isStale && !task.paused ? iso(due) : undefined,
-    }
+      nextRun: task.paused ? undefined : open(schedule.nextRun(now - jitterMs)),
+      staleSince: isStale && !task.paused ? due : undefined,
+    })
   })
-}
-
-function iso(time: number | undefined): string | undefined {
-  return time === undefined ? undefined : new Date(time).toISOString()
 }

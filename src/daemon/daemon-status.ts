@@ -1,6 +1,7 @@
 import { DAY_MS } from '../model/duration.js'
 import type { TaskPlan } from './plan-tasks.js'
 import type { TaskView } from './scheduler.js'
+import type { LastRun } from './task-memory.js'
 
 /** How everything stands, as `daemon status`, `status` and the API show it. */
 
@@ -74,7 +75,15 @@ export function statusDocument(facts: DaemonFacts): StatusDocument {
   }
 }
 
-export function taskDocument({ task, memory, state, nextRun, staleSince }: TaskView): TaskDocument {
+/** What is shown of a task. */
+export type ShownTask = Omit<TaskView, 'memory'> & {
+  readonly memory: {
+    readonly last?: Pick<LastRun, 'id' | 'started' | 'status'> | undefined
+    readonly lastSuccess?: number | undefined
+  }
+}
+
+export function taskDocument({ task, memory, state, nextRun, staleSince }: ShownTask): TaskDocument {
   const pull =
     task.verb === 'pull'
       ? { domain: task.domain.name, uuid: task.domain.uuid, group: task.group, job: task.job.id }
