@@ -70,7 +70,9 @@ export class DoctorJob {
     }
     const fact = await machine.host.domain(domain)
     findings.push(...domainFindings(fact), ...agentFindings(fact))
-    findings.push(...(await this.#diskFindings(machine, fact, store, signal)))
+    if (fact.isLocked)
+      findings.push(note('disk', 'not looked at: libvirt tells nothing of bitmaps meanwhile', undefined))
+    else findings.push(...(await this.#diskFindings(machine, fact, store, signal)))
     if (scratch !== undefined) findings.push(roomFinding(fact, scratch))
     return findings
   }
@@ -189,6 +191,7 @@ function domainFindings(domain: DomainFact): Finding[] {
     const message = `a backup job runs on ${name}: another one is refused until it ends`
     findings.push(mend('domain', message, `wait for it; if nobody is behind it:   virsh domjobabort ${name}`))
   }
+  if (domain.obstacle !== undefined) findings.push(failed('domain', domain.obstacle))
   return findings
 }
 

@@ -3,9 +3,11 @@ import { execFile } from 'node:child_process'
 import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
+import { BackupError } from '../base/errors.js'
 import type { DirectoryFact, DomainFact, LibvirtFact, ToolFact } from '../model/finding.js'
 import type { BaseHealth } from '../model/pull-plan.js'
 import type { DomainRef, PointCheckpoint } from '../model/recovery-point.js'
+import { refuseBusy, refuseLocked, runningBackup } from './backup-job.js'
 import { parseQemuUser, parseSecurityModels, type QemuUser } from './capabilities-xml.js'
 import { listCheckpoints, soundDisks } from './checkpoints.js'
 import { type Hypervisor, versionText } from './hypervisor.js'
@@ -75,6 +77,11 @@ export class DoctorHost {
       diskBytes += size?.capacity ?? 0
     }
     const off = await isOff(this.#hypervisor, info)
+    const hasBackupJob = !off && (await runningBackup(this.#hypervisor, info)) !== undefined
+    const lock = await refusal(refuseLocked(this.#hypervisor, info))
+    const targets = disks.map(({ target }) => target)
+    const isFree = !off && !hasBackupJob && lock === undefined
+    const obstacle = isFree ? await refusal(refuseBusy(this.#hypervisor, info, targets)) : lock
     const answered =
       agent === 'connected' &&
       (await ask.agentPing(info.uuid, AGENT_TIMEOUT_SECONDS).then(
@@ -86,7 +93,9 @@ export class DoctorHost {
       name: info.name,
       isOff: off,
       hasManagedSave: info.hasManagedSave,
-      hasBackupJob: !off && (await ask.backupXml(info.uuid)) !== undefined,
+      hasBackupJob,
+      obstacle,
+      isLocked: lock !== undefined,
       agent,
       agentAnswers: answered,
       diskBytes,
@@ -98,6 +107,17 @@ export class DoctorHost {
     if (await isOff(this.#hypervisor, domain)) return await offlineHealth(this.#hypervisor, domain, checkpoint, signal)
     const known = (await listCheckpoints(this.#hypervisor, domain, checkpoint.name)).includes(checkpoint.name)
     return { known, soundDisks: known ? await soundDisks(this.#hypervisor, domain, checkpoint.name) : new Set() }
+  }
+}
+
+/** Why not; undefined where nothing was refused. */
+async function refusal(work: Promise<void>): Promise<BackupError | undefined> {
+  try {
+    await work
+    return undefined
+  } catch (error) {
+    if (error instanceof BackupError) return error
+    throw error
   }
 }
 

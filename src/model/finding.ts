@@ -63,6 +63,10 @@ export interface DomainFact {
   readonly hasManagedSave: boolean
   /** A backup job runs on it. */
   readonly hasBackupJob: boolean
+  /** Whatever else keeps a backup from beginning now: another job, a block job, a job that libvirt lost. */
+  readonly obstacle: Error | undefined
+  /** libvirt lets questions about its checkpoints wait for a job that runs. */
+  readonly isLocked: boolean
   readonly agent: 'absent' | 'unknown' | 'disconnected' | 'connected'
   /** Whether a connected agent answers. */
   readonly agentAnswers: boolean

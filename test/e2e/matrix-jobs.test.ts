@@ -5,8 +5,10 @@ import { setTimeout as delay } from 'node:timers/promises'
 
 import t, { type Test } from 'tap'
 
+import { cliEnvironment } from '../demo/virtvault-cli.js'
 import { Matrix } from '../harness/matrix.js'
 import { requires } from '../harness/requires.js'
+import { runCli } from '../harness/run-cli.js'
 import { pullByShadow } from '../harness/shadow-pull.js'
 import { KIB, MIB } from '../lab/fill.js'
 import type { LabDomain } from '../lab/lab-domain.js'
@@ -31,6 +33,20 @@ async function refusedAtOnce(t: Test, { puller }: Matrix, domain: LabDomain, why
   const from = performance.now()
   await t.rejects(puller.pull(domain), { code: 'E_DOMAIN_BUSY', why })
   t.ok(performance.now() - from < AT_ONCE_MS, 'at once')
+}
+
+/** By `doctor`. */
+async function isToldAtOnce(t: Test, { lab }: Matrix, domain: LabDomain, why: RegExp): Promise<void> {
+  const env = { ...process.env, ...cliEnvironment(lab), VIRTVAULT_TARGET: lab.path('store') }
+  const from = performance.now()
+  const { code, stdout } = await runCli(['doctor', domain.name, '-c', lab.uri, '--json'], env)
+  t.equal(code, 3)
+  t.ok(performance.now() - from < AT_ONCE_MS, 'at once')
+  const { findings } = JSON.parse(stdout) as { findings: { area: string; state: string; message: string }[] }
+  t.match(
+    findings.filter(({ area, state }) => area === 'domain' && state === 'mend'),
+    [{ message: why }],
+  )
 }
 
 /** Until libvirt says that a save or a dump runs. */
@@ -86,6 +102,7 @@ t.test('while a domain is saved or dumped a pull is refused, and theirs is whole
       await untilJob(lab, domain)
 
       await refusedAtOnce(t, matrix, domain, why)
+      await isToldAtOnce(t, matrix, domain, why)
 
       await untilJob(lab, domain)
       await rm(hold)
@@ -180,6 +197,7 @@ t.test('while a block job runs a pull is refused; afterwards it is right', requi
       await start(matrix, domain)
 
       await refusedAtOnce(t, matrix, domain, says)
+      await isToldAtOnce(t, matrix, domain, says)
 
       t.ok(await hasBlockJob(lab, domain), 'it goes on')
       await lab.virsh('blockjob', domain.uuid, 'vda', '0')
