@@ -66,17 +66,12 @@ const EXPECTED: Readonly<Record<string, string>> = {
 }
 
 t.test('a night with everything that can happen', { ...requires('lab'), timeout: 900_000 }, async t => {
-  const lab = await Lab.start()
-  t.teardown(async () => {
-    await run('umount', [lab.path('tiny')], { check: false })
-    await lab[Symbol.asyncDispose]()
-  })
+  await using lab = await Lab.start()
   await using service = await NoticeServer.listen()
   const config = lab.path('config.yml')
   const textfile = lab.path('virtvault.prom')
   const hooks = lab.path('hooks.log')
-  mkdirSync(lab.path('tiny'))
-  await run('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', lab.path('tiny')])
+  await using tiny = await smallFileSystem(lab.path('tiny'))
   const settings = `
 uri: ${lab.uri}
 threads: 3
@@ -85,7 +80,7 @@ targets:
   nas: { path: ${lab.path('nas')} }
   mirror: { path: ${lab.path('mirror')} }
   offsite: { path: ${lab.path('offsite')}, parallel: 2 }
-  tiny: { path: ${lab.path('tiny')}/store }
+  tiny: { path: ${tiny.path}/store }
 default: { quiesce: false }
 groups:
   prod: { targets: [nas, mirror], schedule: '0 2 * * *', daily: 7, hosts: ['r:^prod-', { host: prod-2, quiesce: required }, { host: prod-3, disable_if_powered_off: true }] }
@@ -268,6 +263,18 @@ metrics: { textfile: ${textfile} }
     await leavesNothing(t, lab)
   })
 })
+
+/** Of 1 MiB, in memory. Gone before the lab is, whoever still uses it. */
+async function smallFileSystem(path: string): Promise<AsyncDisposable & { readonly path: string }> {
+  mkdirSync(path)
+  await run('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path])
+  return {
+    path,
+    [Symbol.asyncDispose]: async () => {
+      await run('umount', ['--lazy', path])
+    },
+  }
+}
 
 interface Notice {
   readonly results: readonly {
