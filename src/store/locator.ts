@@ -90,7 +90,10 @@ export class Locator {
     entries: readonly { readonly pack: string; readonly place: Place }[],
   ): Promise<(Located | undefined)[]> {
     const live = this.#live
-    await this.#look([...new Set(entries.map(({ pack }) => pack))].filter(pack => !live.has(pack)), live)
+    await this.#look(
+      [...new Set(entries.map(({ pack }) => pack))].filter(pack => !live.has(pack)),
+      live,
+    )
     return entries.map(({ pack, place }) => checked(place, pack, live))
   }
 
