@@ -14,6 +14,7 @@ import { isSameImage } from '../model/pull-plan.js'
 import type { BackingImage, DiskBelow, PointDisk, RecoveryPoint } from '../model/recovery-point.js'
 import { formatSize } from '../model/size.js'
 import { ExportReader } from '../nbd/export-reader.js'
+import type { BackingFile } from './backing-flag.js'
 import { runtimeDir } from './places.js'
 import type { RunContext } from './session.js'
 
@@ -23,12 +24,11 @@ const NBD = { connections: 4, requestTimeoutMs: 300_000 }
 
 /** What a restore is told about images that points leave out. */
 export interface BackingWishes {
-  /** Without a target: of the only disk that leaves out any. */
-  readonly files: readonly { readonly target: string | undefined; readonly path: string }[]
+  readonly files: readonly BackingFile[]
   /** Images that hold everything, not overlays. */
   readonly flatten: boolean
-  /** Take them without comparing what they hold. */
-  readonly trust: boolean
+  /** Take them though they hold something else; undefined where the user cannot say so. */
+  readonly trust: boolean | undefined
   /** Do not read files that are what they were, by inode, size and time. */
   readonly isQuick?: boolean | undefined
 }
@@ -77,11 +77,12 @@ export async function openBacking(
 export async function servedBelow(
   session: RunContext,
   point: RecoveryPoint,
-  wanted: readonly string[] | undefined,
+  wanted: { readonly disks: readonly string[] | undefined; readonly files: readonly BackingFile[] },
 ): Promise<ServedBelow | undefined> {
-  const disks = wanted === undefined ? point.disks : point.disks.filter(({ target }) => wanted.includes(target))
-  if (disks.every(({ below }) => below === undefined)) return undefined
-  const wishes = { files: [], flatten: false, trust: false, isQuick: true }
+  const { files } = wanted
+  const disks = point.disks.filter(({ target }) => wanted.disks?.includes(target) ?? true)
+  if (files.length === 0 && disks.every(({ below }) => below === undefined)) return undefined
+  const wishes = { files, flatten: false, trust: undefined, isQuick: true }
   const opened = await openBacking(session, { point, disks, wishes })
   const images = new Map([...opened.found].map(([target, found]) => [target, found.images]))
   return { images, [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose]() }
@@ -117,7 +118,9 @@ async function openOne(session: RunContext, undo: AsyncDisposable[], disk: DeepD
   const isSame = images.length === below.images.length && images.every((one, i) => isSameImage(one, below.images[i]))
   const isProved = wishes.isQuick === true && isSame
   const why = isProved ? undefined : await differenceOf(session, { reader, recorded, disk })
-  if (why !== undefined && !wishes.trust) throw otherImage({ name: pointName(point), target, path }, why)
+  if (why !== undefined && wishes.trust !== true) {
+    throw otherImage({ name: pointName(point), target, path, trust: wishes.trust }, why)
+  }
   if (why !== undefined) notes.push(`${path} is not what the point leaves out, and was taken all the same: ${why}.`)
   return { path, format: recorded.format, images: reader, notes }
 }
@@ -171,14 +174,21 @@ function notThere({ point, target, below }: DeepDisk, path: string, isSaid: bool
 }
 
 function otherImage(
-  disk: { readonly name: string; readonly target: string; readonly path: string },
+  disk: {
+    readonly name: string
+    readonly target: string
+    readonly path: string
+    readonly trust: boolean | undefined
+  },
   why: string,
 ): BackupError {
   return new BackupError('E_REFUSED', `${disk.path} is not the image that ${disk.name} leaves out of ${disk.target}`, {
     why: `${why}; a disk on another image is damaged beyond what its guest would notice`,
     hints: [
       `name the right one:   --backing ${disk.target}=FILE`,
-      'or take this one all the same, at the guest’s risk:   --trust-backing',
+      disk.trust === undefined
+        ? 'only restore takes another one, at the guest’s risk:   virtvault restore --trust-backing'
+        : 'or take this one all the same, at the guest’s risk:   --trust-backing',
     ],
   })
 }

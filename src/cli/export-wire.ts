@@ -9,6 +9,7 @@ import type { RecoveryPoint } from '../model/recovery-point.js'
 import { ExportServer, type ServerAddress } from '../nbd/export-server.js'
 import { readServerCredentials } from '../nbd/server-tls.js'
 import type { StorePort } from '../store/store-types.js'
+import type { BackingFile } from './backing-flag.js'
 import type { ServedAt } from './export-view.js'
 import type { Session } from './session.js'
 import { runtimeDir } from './places.js'
@@ -29,6 +30,8 @@ export interface ExportPlace {
 export interface ExportWish extends ExportPlace {
   readonly point: RecoveryPoint
   readonly disks: readonly string[] | undefined
+  /** Where images are that the point leaves out. */
+  readonly backing: readonly BackingFile[]
 }
 
 export interface StoreExportWish extends ExportPlace {
@@ -55,9 +58,11 @@ export async function startExport(
   wish: ExportWish,
 ): Promise<StartedExport<ServeJob>> {
   const { servedBelow } = await import('./backing-wire.js')
-  return await startAt(session, { ...wish, name: shortId(wish.point.id) }, async (listen, onDamage) =>
-    ServeJob.start({ store, listen, onDamage }, { ...wish, below: await servedBelow(session, wish.point, wish.disks) }),
-  )
+  const { point, disks, backing } = wish
+  return await startAt(session, { ...wish, name: shortId(point.id) }, async (listen, onDamage) => {
+    const below = await servedBelow(session, point, { disks, files: backing })
+    return await ServeJob.start({ store, listen, onDamage }, { ...wish, below })
+  })
 }
 
 /** Serves all points of a store when it resolves. Rejects as ServeStoreJob.start() and ExportServer.listen(). */

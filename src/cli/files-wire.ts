@@ -17,6 +17,7 @@ import {
 import type { RecoveryPoint } from '../model/recovery-point.js'
 import { ExportServer } from '../nbd/export-server.js'
 import type { StorePort } from '../store/store-types.js'
+import type { BackingFile } from './backing-flag.js'
 import { runtimeDir } from './places.js'
 import type { Session } from './session.js'
 
@@ -32,6 +33,8 @@ export interface GuestWish extends FileSystemWish {
   /** undefined: the only disk, or for volumes all of them. */
   readonly disk: string | undefined
   readonly isolate: boolean
+  /** Where images are that the point leaves out. */
+  readonly backing: readonly BackingFile[]
 }
 
 /**
@@ -84,7 +87,7 @@ export class GuestDisks implements AsyncDisposable {
         {
           point: wish.point,
           disks: wanted,
-          below: await servedBelow(session, wish.point, wanted),
+          below: await servedBelow(session, wish.point, { disks: wanted, files: wish.backing }),
           cacheBytes: CACHE_BYTES,
         },
       )

@@ -3,6 +3,7 @@ import type { ImageFormat, Preallocation } from '../image/image-writer.js'
 import type { ExistingPlace, Qcow2Wishes } from '../jobs/restore-plan.js'
 import type { RestoredNetwork } from '../libvirt/restore-xml.js'
 import { parseSize } from '../model/size.js'
+import { parseBacking } from './backing-flag.js'
 import type { BackingWishes } from './backing-wire.js'
 
 /** The flags of `restore`, as oclif gives them: a boolean that was not given is undefined, whatever its type says. */
@@ -206,13 +207,7 @@ const NOT_IN_PLACE: ReadonlySet<string> = new Set([
 ])
 
 function backingOf(flags: RestoreFlags): BackingWishes {
-  const files = (flags.backing ?? []).map(text => {
-    const [, target, path] = /^([A-Za-z0-9]+)=(.+)$/.exec(text) ?? []
-    return target === undefined || path === undefined ? { target: undefined, path: text } : { target, path }
-  })
-  if (files.length > 1 && files.some(({ target }) => target === undefined)) {
-    throw usage('of several --backing each names its disk', ['--backing vda=FILE --backing vdb=FILE'])
-  }
+  const files = parseBacking(flags.backing)
   return { files, flatten: flags.flatten === true, trust: flags['trust-backing'] === true }
 }
 

@@ -4,6 +4,7 @@ import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BackupError } from '../base/errors.js'
+import { backingFlag, parseBacking } from '../cli/backing-flag.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import { EXIT, exitOfError } from '../cli/exit-codes.js'
 import { plural } from '../cli/output.js'
@@ -51,6 +52,7 @@ export default class CpCommand extends BaseCommand {
     }),
     volume: Flags.string({ summary: 'the file system of this logical volume', helpValue: 'VG/LV' }),
     isolate: Flags.boolean({ summary: 'read it in the virtual machine of libguestfs, whatever it is' }),
+    backing: backingFlag,
   }
 
   override async run(): Promise<Envelope> {
@@ -81,7 +83,7 @@ export default class CpCommand extends BaseCommand {
     })
     const { point } = noted
     const { partition, volume, isolate, preserve, force } = flags
-    const wish = { point, disk: ref.disk, partition, volume, isolate }
+    const wish = { point, disk: ref.disk, partition, volume, isolate, backing: parseBacking(flags.backing) }
     await using disks = await GuestDisks.serve(session, store, wish)
     const { directory: root } = await disks.mount(wish)
 

@@ -4,6 +4,7 @@ import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BackupError } from '../base/errors.js'
+import { backingFlag, parseBacking } from '../cli/backing-flag.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import {
   exportDocument,
@@ -50,7 +51,10 @@ export default class ExportCommand extends BaseCommand {
     }),
   }
   static override flags = {
-    all: Flags.boolean({ summary: 'all points, as a list of exports named DOMAIN@ID:DISK', exclusive: ['disk'] }),
+    all: Flags.boolean({
+      summary: 'all points, as a list of exports named DOMAIN@ID:DISK',
+      exclusive: ['disk', 'backing'],
+    }),
     socket: Flags.string({ summary: 'listen on this unix socket', helpValue: 'PATH', exclusive: ['listen'] }),
     listen: Flags.string({ summary: 'listen on TCP; port 0 takes a free one', helpValue: 'HOST:PORT' }),
     tls: Flags.string({
@@ -66,6 +70,7 @@ export default class ExportCommand extends BaseCommand {
       multiple: true,
       multipleNonGreedy: true,
     }),
+    backing: backingFlag,
     once: Flags.boolean({ summary: 'end when the last client has gone' }),
     cache: Flags.string({ summary: 'memory for decoded chunks', helpValue: '64MiB', default: '64MiB' }),
   }
@@ -104,6 +109,7 @@ export default class ExportCommand extends BaseCommand {
       ...place,
       point,
       disks: disks.length === 0 ? undefined : disks,
+      backing: parseBacking(flags.backing),
     })
     const { job, at } = exported
     if (session.settings.json) writeErr([exportEvent(point, job.disks, at)])
@@ -129,7 +135,7 @@ export default class ExportCommand extends BaseCommand {
     const { job, at } = exported
     const offered = points.filter(({ domain }) => domains === undefined || domains.has(domain.uuid))
     const disks = offered.flatMap(point => point.disks.map(disk => ({ point, disk })))
-    // Those of which images are left out need these images: `export POINT` looks for them.
+    // Those of which images are left out need these images: `export POINT` looks for them, or is told.
     const served = disks.filter(({ disk }) => disk.below === undefined)
     const [newest] = served.toSorted((a, b) => b.point.time - a.point.time)
     const example = newest === undefined ? undefined : `${newest.point.domain.name}@latest:${newest.disk.target}`

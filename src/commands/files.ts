@@ -1,6 +1,7 @@
 import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
+import { backingFlag, parseBacking } from '../cli/backing-flag.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import { EXIT } from '../cli/exit-codes.js'
 import { entryDocument, entryLines, fileSystemDocument, fileSystemLines } from '../cli/files-view.js'
@@ -39,6 +40,7 @@ export default class FilesCommand extends BaseCommand {
     }),
     volume: Flags.string({ summary: 'the file system of this logical volume', helpValue: 'VG/LV' }),
     isolate: Flags.boolean({ summary: 'read it in the virtual machine of libguestfs, whatever it is' }),
+    backing: backingFlag,
   }
 
   override async run(): Promise<Envelope> {
@@ -51,7 +53,7 @@ export default class FilesCommand extends BaseCommand {
     const { noted, ref } = await findPoint(store, args.point)
     const { point } = noted
     const { partition, volume, isolate } = flags
-    const wish = { point, disk: ref.disk, partition, volume, isolate }
+    const wish = { point, disk: ref.disk, partition, volume, isolate, backing: parseBacking(flags.backing) }
     const about = { domain: point.domain.name, uuid: point.domain.uuid, point: point.id }
     await using disks = await GuestDisks.serve(session, store, wish)
 

@@ -2,6 +2,7 @@ import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
 import { BackupError } from '../base/errors.js'
+import { backingFlag, parseBacking } from '../cli/backing-flag.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import { EXIT } from '../cli/exit-codes.js'
 import { inSeconds } from '../cli/output.js'
@@ -33,6 +34,7 @@ export default class MountCommand extends BaseCommand {
     volume: Flags.string({ summary: 'the file system of this logical volume', helpValue: 'VG/LV' }),
     raw: Flags.boolean({ summary: 'the disk as a file', exclusive: ['partition', 'volume', 'isolate'] }),
     isolate: Flags.boolean({ summary: 'read it in the virtual machine of libguestfs, whatever it is' }),
+    backing: backingFlag,
   }
 
   override async run(): Promise<Envelope> {
@@ -47,7 +49,7 @@ export default class MountCommand extends BaseCommand {
     }
     const { point } = noted
     const { partition, volume, isolate } = flags
-    const wish = { point, disk: ref.disk, partition, volume, isolate }
+    const wish = { point, disk: ref.disk, partition, volume, isolate, backing: parseBacking(flags.backing) }
     const directory = await mountPoint(args.directory)
     const started = session.clock.monotonic()
     await using disks = await GuestDisks.serve(session, store, wish)

@@ -1,6 +1,7 @@
 import * as Args from '@oclif/core/args'
 import * as Flags from '@oclif/core/flags'
 
+import { backingFlag } from '../cli/backing-flag.js'
 import { BaseCommand, type Envelope } from '../cli/base-command.js'
 import type { InstantWish } from '../cli/instant-wire.js'
 import { PRIORITY_FLAGS } from '../cli/priority.js'
@@ -119,13 +120,7 @@ export default class RestoreCommand extends BaseCommand {
     'data-file': Flags.boolean({ summary: 'data of qcow2 images in a raw file beside them' }),
     owner: Flags.string({ summary: 'of the images; of a defined domain, QEMU’s user', helpValue: 'USER[:GROUP]' }),
     mode: Flags.string({ summary: 'permissions of the images (0600)', helpValue: '0640' }),
-    backing: Flags.string({
-      summary:
-        'where an image is now that the point leaves out below a disk (--depth); compared before use (repeatable)',
-      helpValue: '[vda=]FILE',
-      multiple: true,
-      multipleNonGreedy: true,
-    }),
+    backing: backingFlag,
     flatten: Flags.boolean({ summary: 'of such a disk: an image that holds everything, not one on top of the other' }),
     'trust-backing': Flags.boolean({ summary: 'take an image for the one left out though it holds something else' }),
     force: Flags.boolean({ summary: 'replace images that are there, overwrite devices that hold something' }),

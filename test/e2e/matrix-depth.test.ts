@@ -399,6 +399,19 @@ t.test('restore asks for the image that is left out, and takes no other', requir
   await run('qemu-img', ['convert', '-f', 'raw', '-O', 'raw', served, copied])
   t.equal(await imageDifference({ path: copied, format: 'raw' }, { path: truth, format: 'raw' }), undefined)
   t.equal((await serving).code, 0)
+
+  await rename(it.base(domain), moved)
+  const told = it.run('export', 'web01@latest', '--once', '--socket', socket, '--backing', moved)
+  while (!existsSync(socket)) await delay(10)
+  await run('qemu-img', ['convert', '-f', 'raw', '-O', 'raw', served, copied])
+  t.equal(await imageDifference({ path: copied, format: 'raw' }, { path: truth, format: 'raw' }), undefined)
+  t.equal((await told).code, 0)
+  t.match(await it.refused('export', 'web01@latest', '--once', '--backing', small), { code: 'E_REFUSED' })
+  t.match(await it.refused('files', 'web01@latest'), { code: 'E_NOT_FOUND', text: /--backing vda=/ })
+  const found = await it.run('files', 'web01@latest', '--backing', `vda=${moved}`)
+  t.equal(found.code, 0, JSON.stringify(found.json))
+  await rename(moved, it.base(domain))
+
   for (const words of [
     ['restore', 'web01@latest', '--in-place', '--yes'],
     ['verify', 'web01', '--level', 'boot'],
