@@ -45,3 +45,8 @@ export async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
   for await (const item of items) all.push(item)
   return all
 }
+
+/** Disposes of everything in the list, last first, and empties it. The first failure is thrown, and ends it. */
+export async function disposeAll(undo: AsyncDisposable[]): Promise<void> {
+  for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
+}

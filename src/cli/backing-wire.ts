@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { mkdir, rm, stat } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 
+import { disposeAll } from '../base/async.js'
 import { BackupError } from '../base/errors.js'
 import { contentIdOf, isSameContent } from '../jobs/content-id.js'
 import { pointName } from '../jobs/restore-damage.js'
@@ -56,15 +57,12 @@ export async function openBacking(
   const deep = disks.flatMap(disk => (disk.below === undefined ? [] : [{ target: disk.target, below: disk.below }]))
   refuseIdle(point, deep, wishes)
   const undo: AsyncDisposable[] = []
-  const close = async () => {
-    for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
-  }
   try {
     const found = new Map<string, FoundBacking>()
     for (const disk of deep) found.set(disk.target, await openOne(session, undo, { point, wishes, ...disk }))
-    return { found, [Symbol.asyncDispose]: close }
+    return { found, [Symbol.asyncDispose]: () => disposeAll(undo) }
   } catch (error) {
-    await close()
+    await disposeAll(undo)
     throw error
   }
 }

@@ -139,36 +139,21 @@ export async function openRemoteDisk(
 ): Promise<OpenedDisk> {
   const { ExportReader } = await import('../nbd/export-reader.js')
   const { ExportImage } = await import('../image/export-image.js')
+  const { openServedDisk } = await import('./served-disk.js')
   const args = servingArguments({ ...image, exportName: EXPORT, bitmap, writable })
-  const server = await servers.serve({ path: image.path, args }, signal)
-  const undo: AsyncDisposable[] = [server]
-  const end = async () => {
-    for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
-  }
-  try {
+  const how = { exportName: EXPORT, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS, connections: 1, dirtyBitmap: bitmap }
+  const opened = await openServedDisk({ writable }, async () => {
+    const server = await servers.serve({ path: image.path, args }, signal)
     const { address } = server
-    const how = { exportName: EXPORT, requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS, connections: 1, dirtyBitmap: bitmap }
-    const reader = await ExportReader.open(address, how, signal)
-    undo.push(reader)
-    const writer = writable
-      ? new ExportImage(image.path, reader.size, await openForWriting(session, { link, address }, signal))
-      : undefined
-    if (writer !== undefined) undo.push(writer)
     return {
-      size: reader.size,
-      extents: until => telling(session, link, reader.extents(until)),
-      writer,
-      close: async () => {
-        await writer?.[Symbol.asyncDispose]()
-        await reader[Symbol.asyncDispose]()
-        await server.stop()
-      },
-      [Symbol.asyncDispose]: end,
+      openReader: () => ExportReader.open(address, how, signal),
+      openWriter: async (size: number) =>
+        new ExportImage(image.path, size, await openForWriting(session, { link, address }, signal)),
+      stop: () => server.stop(),
+      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
     }
-  } catch (error) {
-    await end()
-    throw error
-  }
+  })
+  return { ...opened, extents: until => telling(session, link, opened.extents(until)) }
 }
 
 async function* telling<T>(session: RunContext, link: SshLink, items: AsyncIterable<T>): AsyncGenerator<T> {

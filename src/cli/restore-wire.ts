@@ -137,44 +137,26 @@ async function openDisk(
   const { ExportReader } = await import('../nbd/export-reader.js')
   const { ExportWriter } = await import('../nbd/export-writer.js')
   const { ExportImage } = await import('../image/export-image.js')
+  const { openServedDisk } = await import('./served-disk.js')
   // One name per store and domain, which is locked: what a killed run left is used again.
   const folder = join(runtimeDir(), `rollback-${storeId.slice(0, 8)}-${domain.uuid}`)
   await mkdir(folder, { recursive: true, mode: 0o700 })
-  const undo: AsyncDisposable[] = [{ [Symbol.asyncDispose]: () => rmdir(folder).catch(() => undefined) }]
-  const end = async () => {
-    for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
-  }
-  try {
-    const server = await QemuNbd.start(
-      { ...image, exportName: 'disk', bitmap, writable, socket: join(folder, `${target}.sock`) },
-      signal,
-    )
-    undo.push(server)
+  const start = async () => {
+    const served = { ...image, exportName: 'disk', bitmap, writable, socket: join(folder, `${target}.sock`) }
+    const server = await QemuNbd.start(served, signal)
     const { socket } = server
     const common = { exportName: 'disk', requestTimeoutMs: NBD_REQUEST_TIMEOUT_MS }
-    const reader = await ExportReader.open({ socket }, { ...common, connections: 1, dirtyBitmap: bitmap }, signal)
-    undo.push(reader)
-    const writer = writable
-      ? new ExportImage(
-          image.path,
-          reader.size,
-          await ExportWriter.open({ socket }, { ...common, connections: NBD_CONNECTIONS }, signal),
-        )
-      : undefined
-    if (writer !== undefined) undo.push(writer)
     return {
-      size: reader.size,
-      extents: until => reader.extents(until),
-      writer,
-      close: async () => {
-        await writer?.[Symbol.asyncDispose]()
-        await reader[Symbol.asyncDispose]()
-        await server.stop()
+      openReader: () => ExportReader.open({ socket }, { ...common, connections: 1, dirtyBitmap: bitmap }, signal),
+      openWriter: async (size: number) => {
+        const writer = await ExportWriter.open({ socket }, { ...common, connections: NBD_CONNECTIONS }, signal)
+        return new ExportImage(image.path, size, writer)
       },
-      [Symbol.asyncDispose]: end,
+      stop: () => server.stop(),
+      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
     }
-  } catch (error) {
-    await end()
-    throw error
   }
+  return await openServedDisk({ writable }, start, [
+    { [Symbol.asyncDispose]: () => rmdir(folder).catch(() => undefined) },
+  ])
 }

@@ -1,3 +1,4 @@
+import { disposeAll } from '../base/async.js'
 import { BackupError, errorCodeOf, messageOf } from '../base/errors.js'
 import type { Clock } from '../base/clock.js'
 import type { Pace } from '../base/pace.js'
@@ -222,10 +223,6 @@ interface Rollback {
 interface OpenedDomain extends AsyncDisposable {
   readonly domain: DomainRef
   readonly disks: readonly Rollback[]
-}
-
-async function disposeAll(undo: AsyncDisposable[]): Promise<void> {
-  for (const thing of undo.splice(0).toReversed()) await thing[Symbol.asyncDispose]()
 }
 
 function resultOf({ target, path, wanted, dataBytes, zeroBytes, since }: Rollback): RolledBackDisk {
