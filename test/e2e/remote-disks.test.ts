@@ -3,7 +3,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cliEnvironment } from '../demo/virtvault-cli.js'
+import { sshEnvironment } from '../harness/remote-scene.js'
 import { requires } from '../harness/requires.js'
 import { runCli } from '../harness/run-cli.js'
 import { KIB, MIB } from '../lab/fill.js'
@@ -26,14 +26,7 @@ t.test(
   async t => {
     await using remote = await RemoteLab.start()
     const { lab } = remote
-    const env = {
-      ...process.env,
-      ...cliEnvironment(lab),
-      VIRTVAULT_SCRATCH_DIR: '',
-      VIRTVAULT_RUNTIME_DIR: join(remote.home, 'run'),
-      VIRTVAULT_TARGET: lab.path('store'),
-      VIRTVAULT_CONNECT: remote.sshUri(),
-    }
+    const env = sshEnvironment(remote)
     t.equal((await runCli(['init'], env)).code, 0)
     const define = (name: string, source: string) =>
       lab.domain({

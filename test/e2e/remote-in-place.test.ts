@@ -2,12 +2,18 @@ import t, { type Test } from 'tap'
 
 import { requires } from '../harness/requires.js'
 import { RemoteScene, THERE } from '../harness/remote-scene.js'
+import type { Ended } from '../harness/run-cli.js'
 import { KIB, MIB } from '../lab/fill.js'
 
 const CHUNK = 64 * KIB
 const SIZE = 64 * MIB
 
 t.setTimeout(300_000)
+
+/** The checkpoint since which a rolled back disk was known, of its first disk; null where all of it was read. */
+function since({ stdout }: Ended): string | null {
+  return (JSON.parse(stdout) as { disks: { since: string | null }[] }).disks[0]!.since
+}
 
 t.test(
   'restore --in-place on another machine, through ssh',
@@ -80,11 +86,7 @@ t.test(
       t.equal(code, 14, said)
       t.match(said, /the ssh connection was lost[^]*half rolled back/)
       const again = await scene.must(...inPlace('--json'))
-      t.not(
-        (JSON.parse(again.stdout) as { disks: { since: string | null }[] }).disks[0]!.since,
-        null,
-        'bitmaps were saved',
-      )
+      t.not(since(again), null, 'bitmaps were saved')
       await isFirst(t)
     })
 
@@ -96,11 +98,7 @@ t.test(
 
       t.match(await ended, { code: 'SIGKILL' })
       const again = await scene.must(...inPlace('--json'))
-      t.not(
-        (JSON.parse(again.stdout) as { disks: { since: string | null }[] }).disks[0]!.since,
-        null,
-        'bitmaps were saved',
-      )
+      t.not(since(again), null, 'bitmaps were saved')
       await isFirst(t)
     })
   },

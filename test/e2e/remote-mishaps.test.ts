@@ -3,7 +3,7 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cliEnvironment } from '../demo/virtvault-cli.js'
+import { sshEnvironment } from '../harness/remote-scene.js'
 import { requires } from '../harness/requires.js'
 import { MAIN, runCli } from '../harness/run-cli.js'
 import { fillBytes, KIB, MIB } from '../lab/fill.js'
@@ -28,14 +28,7 @@ async function setUp(t: Test, name: string) {
   const content = [{ kind: 'write', offset: 0, length: DISK, fill: CONTENT }] as const
   const domain = await lab.domain({ name, disks: [{ target: 'vda', size: DISK, content, over: below.socket }] })
   await domain.start()
-  const env = {
-    ...process.env,
-    ...cliEnvironment(lab),
-    VIRTVAULT_SCRATCH_DIR: '',
-    VIRTVAULT_RUNTIME_DIR: join(remote.home, 'run'),
-    VIRTVAULT_TARGET: lab.path('store'),
-    VIRTVAULT_CONNECT: remote.sshUri(),
-  }
+  const env = sshEnvironment(remote)
   t.equal((await runCli(['init'], env)).code, 0)
   return { remote, lab, below, domain, env }
 }

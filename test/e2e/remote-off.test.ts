@@ -5,8 +5,8 @@ import { join } from 'node:path'
 
 import t, { type Test } from 'tap'
 
-import { cliEnvironment } from '../demo/virtvault-cli.js'
 import { redefine } from '../harness/matrix.js'
+import { sshEnvironment } from '../harness/remote-scene.js'
 import { requires } from '../harness/requires.js'
 import { MAIN, runCli } from '../harness/run-cli.js'
 import { type Fill, fillBytes, KIB, MIB } from '../lab/fill.js'
@@ -35,14 +35,7 @@ t.test(
   async t => {
     await using remote = await RemoteLab.start()
     const { lab } = remote
-    const env = {
-      ...process.env,
-      ...cliEnvironment(lab),
-      VIRTVAULT_SCRATCH_DIR: '',
-      VIRTVAULT_RUNTIME_DIR: join(remote.home, 'run'),
-      VIRTVAULT_TARGET: lab.path('store'),
-      VIRTVAULT_CONNECT: remote.sshUri(),
-    }
+    const env = sshEnvironment(remote)
     t.equal((await runCli(['init'], env)).code, 0)
     await lab.inside(`mkdir -p ${FOLDER}`)
 

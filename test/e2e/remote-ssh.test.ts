@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 
 import { Store } from '../../src/store/store.js'
-import { cliEnvironment } from '../demo/virtvault-cli.js'
+import { sshEnvironment } from '../harness/remote-scene.js'
 import { requires } from '../harness/requires.js'
 import { imageDifference } from '../lab/images.js'
 import { KIB, MIB } from '../lab/fill.js'
@@ -25,14 +25,7 @@ t.test('a libvirt on another machine, through ssh', { ...needs, timeout: 300_000
   t.teardown(() => remote[Symbol.asyncDispose]())
   const { lab } = remote
   const store = lab.path('store')
-  const env = {
-    ...cliEnvironment(lab),
-    // The scratch files are there, the tunnel's sockets here.
-    VIRTVAULT_SCRATCH_DIR: '',
-    VIRTVAULT_RUNTIME_DIR: join(remote.home, 'run'),
-    VIRTVAULT_TARGET: store,
-    VIRTVAULT_CONNECT: remote.sshUri(),
-  }
+  const env = sshEnvironment(remote)
   const virtvault = (args: readonly string[], more: NodeJS.ProcessEnv = {}) =>
     run(process.execPath, [MAIN, ...args], { env: { ...env, ...more }, check: false })
   const web01 = await lab.domain({

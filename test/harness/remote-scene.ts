@@ -13,6 +13,18 @@ import { type Ended, MAIN, runCli } from './run-cli.js'
 /** A directory that only the other machine has. */
 export const THERE = '/var/lib/virtvault/images'
 
+/** Of the program, with the lab's store, and its hypervisor through ssh: scratch files are there, the tunnel's sockets here. */
+export function sshEnvironment(remote: RemoteLab): NodeJS.ProcessEnv {
+  return {
+    ...process.env,
+    ...cliEnvironment(remote.lab),
+    VIRTVAULT_SCRATCH_DIR: '',
+    VIRTVAULT_RUNTIME_DIR: join(remote.home, 'run'),
+    VIRTVAULT_TARGET: remote.lab.path('store'),
+    VIRTVAULT_CONNECT: remote.sshUri(),
+  }
+}
+
 /** The program, with a store here and a hypervisor on another machine that it reaches through ssh. */
 export class RemoteScene implements AsyncDisposable {
   readonly remote: RemoteLab
@@ -22,14 +34,7 @@ export class RemoteScene implements AsyncDisposable {
   private constructor(remote: RemoteLab) {
     this.remote = remote
     this.lab = remote.lab
-    this.env = {
-      ...process.env,
-      ...cliEnvironment(remote.lab),
-      VIRTVAULT_SCRATCH_DIR: '',
-      VIRTVAULT_RUNTIME_DIR: join(remote.home, 'run'),
-      VIRTVAULT_TARGET: remote.lab.path('store'),
-      VIRTVAULT_CONNECT: remote.sshUri(),
-    }
+    this.env = sshEnvironment(remote)
   }
 
   /** With an empty store. */
